@@ -11,6 +11,7 @@
 #include "base/buf.h"
 
 #define KLP1_HEADER_SIZE 32
+#define KLP1_METADATA_SIZE_MAX (1024u * 1024u) /* bytes, of metadata that is to be understood */
 
 struct klp1_lengths {
     uint64_t metadata, snapshot, memory; /* bytes */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The machine description: what a VM is built from, and what a restore rebuilds it from, never from
- * current defaults. Versioned; a list of records in KLP_KLV form (format/records.h). */
+ * current defaults. Versioned; a list of records in the form of format/records.h. */
 #ifndef KLP_FORMAT_MACHINE_H
 #define KLP_FORMAT_MACHINE_H
 
@@ -41,8 +41,10 @@ struct klp_machine {
     struct klp_device devices[KLP_MACHINE_DEVICES_MAX]; /* in command-line order */
 };
 
+/* What decode demands of the values, for whoever fills one in: INVALID names the field. */
+KELPIE_MUST_USE bool klp_machine_check(const struct klp_machine *machine, struct kelpie_error **err);
 void klp_machine_encode(const struct klp_machine *machine, struct klp_buf *out);
-/* CORRUPT; every text is checked to be printable ASCII without comma-injection (args: [A-Za-z0-9=,._:/-]). */
+/* CORRUPT, or UNSUPPORTED for a newer version or an unknown critical record; every text is checked to be printable ASCII without comma-injection (args: [A-Za-z0-9=,._:/-]). */
 KELPIE_MUST_USE bool klp_machine_decode(struct klp_bytes bytes, struct klp_machine *out,
                                         struct kelpie_error **err);
 

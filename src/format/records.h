@@ -7,6 +7,7 @@
 #include "base/buf.h"
 
 #define KLP_RECORD_CRITICAL 1
+#define KLP_RECORD_FLAGS_ALL 3 /* critical, secret; any other bit is CORRUPT */
 
 /* The header every stored object of ours begins with, 64 bytes:
  *   0 8 magic ("KLPpack\0" ...; last byte 'D' while the format is a draft)   8 2 major   10 2 minor
@@ -15,6 +16,9 @@
  *   44 1 log2 frame   45 3 zero   48 4 key id (0)   52 8 nonce: fresh random when a condemned object is
  *   written anew, else 0   60 4 CRC-32 of bytes 0..59 */
 #define KLP_OBJECT_HEADER_SIZE 64
+#define KLP_OBJECT_MAJOR 2 /* KLP2; the one major this release reads and writes */
+#define KLP_OBJECT_MINOR 0
+#define KLP_HASH_SHA256 1
 struct klp_object_header {
     char kind[4]; /* "pack", "pmap", "mani", "stat", "ckpt" */
     uint16_t major, minor;
@@ -23,9 +27,13 @@ struct klp_object_header {
     uint32_t key_id;
     uint64_t nonce;
 };
+/* What every object begins with today, nonce 0: version, SHA-256, codec `codec`, pages and frames of that size. */
+struct klp_object_header klp_object_header_make(const char kind[4], uint8_t codec,
+                                                uint8_t page_log2, uint8_t frame_log2);
 void klp_object_header_encode(const struct klp_object_header *header,
                               uint8_t out[KLP_OBJECT_HEADER_SIZE]);
-/* CORRUPT: magic, CRC, reserved; UNSUPPORTED: a newer major, an unknown incompat bit, hash, codec or AEAD id. */
+/* CORRUPT: magic, CRC, reserved, page and frame sizes (0, or log2 page 6..16 and log2 frame not smaller);
+ * UNSUPPORTED: another major, an unknown incompat bit, hash, codec or AEAD id. */
 KELPIE_MUST_USE bool klp_object_header_decode(const void *bytes, size_t size, const char kind[4],
                                               struct klp_object_header *out,
                                               struct kelpie_error **err);
@@ -35,7 +43,8 @@ struct klp_record {
     uint16_t tag, flags;
     struct klp_bytes data; /* borrowed */
 };
-/* 1 = a record, 0 = end, -1 = malformed (CORRUPT). */
+/* at = 0 at first; a record and its padding are counted from there. 1 = a record, 0 = end, -1 = malformed
+ * (CORRUPT). Order, duplicates and unknown critical tags are the caller's to check. */
 KELPIE_MUST_USE int klp_record_next(struct klp_bytes bytes, size_t *at, struct klp_record *out,
                                     struct kelpie_error **err);
 
