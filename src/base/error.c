@@ -216,7 +216,7 @@ void klp_error_move(struct kelpie_error **err, struct kelpie_error **from)
 struct kelpie_error *klp_error_create(enum kelpie_code code, const char *message)
 {
     struct kelpie_error *err = NULL;
-    (void)klp_refuse(&err, code, "%s", message);
+    KLP_IGNORE(klp_refuse(&err, code, "%s", message));
     return err;
 }
 

@@ -59,6 +59,13 @@ struct kelpie_error *klp_error_create(enum kelpie_code code, const char *message
             return false;                                                                          \
     } while (0)
 
+/* The outcome does not matter here, and the reader is to know that it was seen. */
+#define KLP_IGNORE(call)                                                                           \
+    do {                                                                                           \
+        __typeof__(call) klp_ignored = (call);                                                     \
+        (void)klp_ignored;                                                                         \
+    } while (0)
+
 /* A bug in Kelpie, never bad input: on in release. */
 #define KLP_ASSERT(condition)                                                                      \
     do {                                                                                           \

@@ -7,8 +7,12 @@
 #include "format/machine.h"
 #include "format/records.h"
 
+/* Flag of the record that holds the environment: never shown, never logged. Beside KLP_RECORD_CRITICAL. */
+#define KLP_RECORD_SECRET 2
+
 #define KLP_PACKS_MAX 4096
 #define KLP_REGIONS_MAX 8
+#define KLP_AGENT_STATE_MAX (4096ull * KLP_MIB) /* bytes of a checkpoint's agent state, as stored */
 
 enum klp_snapshot_kind { KLP_KIND_NONE, KLP_KIND_SUSPEND, KLP_KIND_TELEPORT, KLP_KIND_CHECKPOINT, KLP_KIND_TEMPLATE };
 const char *klp_kind_name(enum klp_snapshot_kind kind); /* "suspend" ... */
@@ -42,6 +46,7 @@ struct klp_agent_identity {
 
 struct klp_manifest {
     enum klp_snapshot_kind kind;
+    uint64_t nonce;         /* of the object header: 0, or fresh random when written anew (condemned) */
     char id[KLP_ID_SIZE];   /* of the snapshot */
     char label[KLP_NAME_SIZE]; /* name given by the user, "" */
     uint64_t seq;           /* grows with every snapshot of the agent */

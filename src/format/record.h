@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The registry's record of one agent and of one node, as JSON text (<= KLP_RECORD_SIZE_MAX): the same
- * bytes in SQLite, etcd and between nodes. Unknown fields are kept and written back. */
+ * bytes in SQLite, etcd and between nodes. Unknown fields of an agent's record are kept and written back
+ * (top level; `lease` and `uniqueness` never grow). docs/formats/record.md. */
 #ifndef KLP_FORMAT_RECORD_H
 #define KLP_FORMAT_RECORD_H
 
@@ -41,7 +42,7 @@ struct klp_agent_record {
     char reason[256];                /* why it stopped, crashed or was parked; "" */
     uint8_t generation[16];
     char uniqueness[4][16];          /* kernel_rng clock identity userspace_rng: "proven", "unproven", ... or "" */
-    struct klp_json *extra;          /* owned; fields of a newer release; NULL = none */
+    struct klp_json *extra;          /* owned; the document with fields of a newer release; NULL = none */
 };
 
 struct klp_node_record {
@@ -64,6 +65,9 @@ KELPIE_MUST_USE bool klp_agent_record_encode(const struct klp_agent_record *reco
 /* CORRUPT. finish only after success. */
 KELPIE_MUST_USE bool klp_agent_record_decode(struct klp_bytes text, struct klp_agent_record *out,
                                              struct kelpie_error **err);
+/* A copy with an `extra` of its own; only running out of memory fails. */
+KELPIE_MUST_USE bool klp_agent_record_copy(const struct klp_agent_record *from,
+                                           struct klp_agent_record *to, struct kelpie_error **err);
 void klp_agent_record_finish(struct klp_agent_record *record);
 KELPIE_MUST_USE bool klp_node_record_encode(const struct klp_node_record *record,
                                             struct klp_buf *out, struct kelpie_error **err);

@@ -12,6 +12,7 @@ const char *klp_object_kind_name(enum klp_object_kind kind); /* "packs" "maps" "
 
 #define KLP_REF_NAME_MAX 200   /* bytes; components [a-z0-9][a-z0-9.-]*, at most 4, joined by '/' */
 #define KLP_REF_VALUE_MAX 1024 /* bytes */
+#define KLP_OBJECT_SIZE_MAX (1ull << 40) /* bytes */
 
 struct klp_store_ops;
 struct klp_store { /* first member of every implementation */
@@ -55,7 +56,8 @@ KELPIE_MUST_USE kelpie_outcome klp_store_read(const struct kelpie_op *op,
                                               void *out, size_t size, struct kelpie_error **err);
 void klp_store_close(struct klp_store_reader *reader);
 KLP_AUTO_DEFINE(store_reader, struct klp_store_reader *, klp_store_close)
-/* The whole object, hash verified: CORRUPT names it. LIMIT when larger than out->size_max. */
+/* The whole object, hash verified, appended to *out, which is unchanged on failure: CORRUPT names it.
+ * LIMIT when it would grow past out->size_max. */
 KELPIE_MUST_USE kelpie_outcome klp_store_get(const struct kelpie_op *op, struct klp_store *store,
                                              enum klp_object_kind kind,
                                              const struct klp_digest *digest, struct klp_buf *out,
@@ -93,7 +95,8 @@ KELPIE_MUST_USE kelpie_outcome klp_ref_get(const struct kelpie_op *op, struct kl
                                            struct kelpie_error **err);
 KELPIE_MUST_USE kelpie_outcome klp_ref_delete(const struct kelpie_op *op, struct klp_store *store,
                                               const char *name, struct kelpie_error **err);
-/* Names below `prefix` ("snapshots", "images/base"), sorted; absent prefix = none. */
+/* Whole names strictly below `prefix` ("snapshots", "images/base"; "" = all), sorted component by
+ * component; absent prefix = none. */
 KELPIE_MUST_USE kelpie_outcome klp_ref_list(const struct kelpie_op *op, struct klp_store *store,
                                             const char *prefix,
                                             bool (*each)(void *arg, const char *name), void *arg,
@@ -109,6 +112,7 @@ struct klp_store_writer {
     enum klp_object_kind kind;
     uint64_t size;
     struct klp_sha256 *hash;
+    bool failed; /* a write failed: only abandon is left */
 };
 struct klp_store_reader {
     struct klp_store *store;
