@@ -30,7 +30,8 @@ KELPIE_MUST_USE kelpie_outcome klp_registry_find(const struct kelpie_op *op,
                                                  struct kelpie_error **err);
 /* Replaces the record if its stored revision and epoch are those of `expected`; next->epoch must not be lower
  * (asserted). On OK next->revision is the new one. CONFLICT: someone changed it; nothing happened.
- * Renewals of the lease change `beat` but not `revision`, and are kept through a CAS. */
+ * Renewals of the lease change `beat` but not `revision`, and are kept through a CAS. UNKNOWN: next->revision
+ * is what it would be, for settle; FAIL: `next` is as it was. A new name that is taken: EXISTS. NOT_FOUND: gone. */
 KELPIE_MUST_USE kelpie_outcome klp_registry_cas(const struct kelpie_op *op,
                                                 struct klp_registry *registry,
                                                 const struct klp_agent_record *expected,
@@ -38,7 +39,9 @@ KELPIE_MUST_USE kelpie_outcome klp_registry_cas(const struct kelpie_op *op,
                                                 struct kelpie_error **err);
 /* After a CAS ended UNKNOWN: reads back until the registry answers or the op ends. OK: *out_happened and
  * *current are known. A CAS happened if the stored record is at next's epoch with next's move_id, owner
- * and state, or at a later revision that says the same owner and epoch. */
+ * and state, or at a later revision that says the same owner and epoch. With next->revision (0 = not known) it
+ * is exact: an earlier revision says no, the same one must hold the same text. FAIL(NOT_FOUND): the agent is
+ * gone. UNKNOWN: the op ended first. */
 KELPIE_MUST_USE kelpie_outcome klp_registry_settle(const struct kelpie_op *op,
                                                    struct klp_registry *registry,
                                                    const struct klp_agent_record *next,
