@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* REST bodies: the same structs on both sides of the wire. encode = the JSON of CONTRACT; decode is lenient
  * to unknown response fields and strict to unknown request fields (INVALID names the field).
- * Objects are encoded into a klp_json, so that lists can be put together; fields as CONTRACT's tables. */
+ * Objects are encoded into a klp_json, so that lists can be put together; fields as CONTRACT's tables.
+ * Every field of every body: docs/formats/rest.md. A decoder that fails leaves nothing to finish; requests
+ * fail with INVALID, answers with PROTOCOL. */
 #ifndef KLP_FORMAT_REST_H
 #define KLP_FORMAT_REST_H
 
@@ -92,11 +94,17 @@ struct klp_json *klp_rest_check_encode(const struct klp_check *check);
 /* {"version":1, KEY: items}; takes `items` over. */
 struct klp_json *klp_rest_document(const char *key, struct klp_json *items);
 
+/* The list under KEY of such a document, borrowed; NULL when it is none (another version, no list). */
+const struct klp_json *klp_rest_items(const struct klp_json *json, const char *key);
+
+/* The one line people read: the message, and the messages of its causes after colons. */
+void klp_rest_error_text(const struct kelpie_error *err, struct klp_buf *out);
 /* problem+json: type title status detail instance code reasons remedy retryable operation_id. */
 struct klp_json *klp_rest_problem_encode(const struct kelpie_error *err, const char *operation_id);
 /* Never NULL: an answer that is no problem document becomes PROTOCOL with the HTTP status named. */
 struct kelpie_error *klp_rest_problem_decode(int http_status, struct klp_bytes body);
-/* CONTRACT's last line on stderr: {"type":"error","code":..,"exit":..,"message":..,"reasons":[..],"remedy":..}. */
+/* CONTRACT's last line on stderr: {"type":"error","code":..,"exit":..,"message":..,"reasons":[..],"remedy":..},
+ * without a line end. */
 void klp_rest_error_line(const struct kelpie_error *err, int exit_status, struct klp_buf *out);
 
 /* ---- requests */
