@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* klp_mem_* on the C heap, and what a bug does. No other file of env/posix is needed by
+ * kelpie-guest. */
+#include "base/mem.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "base/error.h"
+
+void klp_bug(const char *file, int line, const char *what)
+{
+    dprintf(STDERR_FILENO, "kelpie: bug: %s:%d: %s\n", file, line, what);
+    abort();
+}
+
+void *klp_mem_try(size_t size_bytes)
+{
+    return calloc(1, size_bytes != 0 ? size_bytes : 1);
+}
+
+void *klp_mem_alloc(size_t size_bytes)
+{
+    void *memory = klp_mem_try(size_bytes);
+    KLP_ASSERT(memory != NULL);
+    return memory;
+}
+
+void *klp_mem_resize(void *memory, size_t size_bytes)
+{
+    return realloc(memory, size_bytes != 0 ? size_bytes : 1);
+}
+
+void klp_mem_free(void *memory)
+{
+    free(memory);
+}
+
+void klp_mem_guard(void *object, void (*destroy)(void *object))
+{
+    (void)object;
+    (void)destroy;
+}
+
+void klp_mem_unguard(void *object)
+{
+    (void)object;
+}
