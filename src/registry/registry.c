@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The registry's wrappers: records to text and back, the checks that all implementations share, reading back
- * after an unknown outcome. How text is kept and compared-and-set is left to the implementations. */
+/* The registry's wrappers: records to text and back, the checks that all implementations share,
+ * reading back after an unknown outcome. How text is kept and compared-and-set is left to the
+ * implementations. */
 #include "registry/registry.h"
 
 #include <string.h>
 
 #include "base/fmt.h"
 
-#define SETTLE_PAUSE_MS 50 /* between two readings of a registry that does not answer */
+#define SETTLE_PAUSE_MS 50   /* between two readings of a registry that does not answer */
 #define NUMBER_MAX INT64_MAX /* epoch, revision, beat: what SQL and JSON can hold */
 
 /* ---- records */
@@ -22,7 +23,8 @@ static bool record_encode(const struct klp_agent_record *record, struct klp_buf 
 static bool record_check(const struct klp_agent_record *record, struct kelpie_error **err)
 {
     KLP_CHECK(klp_name_check("agent", record->name, err));
-    KLP_CHECK(klp_name_check("node", record->owner, err));
+    if (record->owner[0] != '\0')
+        KLP_CHECK(klp_name_check("node", record->owner, err));
     if (!klp_id_is_valid(record->id))
         return klp_refuse(err, KELPIE_E_INVALID, "cannot record agent '%s': bad id", record->name);
     if (record->epoch > NUMBER_MAX || record->revision >= NUMBER_MAX || record->beat > NUMBER_MAX)
@@ -55,8 +57,8 @@ static kelpie_outcome record_get(const struct kelpie_op *op, struct klp_registry
     if (strcmp(by_name ? record.name : record.id, key) != 0) {
         klp_agent_record_finish(&record);
         return klp_fail(err, KELPIE_E_CORRUPT,
-                        "cannot use the record of agent '%s' in registry '%s': it is another's", key,
-                        klp_registry_name(registry));
+                        "cannot use the record of agent '%s' in registry '%s': it is another's",
+                        key, klp_registry_name(registry));
     }
     *out = record;
     return KLP_OK;
@@ -74,10 +76,10 @@ kelpie_outcome klp_registry_create(const struct kelpie_op *op, struct klp_regist
     record->revision = 1;
     if (!record_encode(record, &text, err)) {
         record->revision = before;
-        return klp_wrap(err, (kelpie_outcome){KELPIE_FAIL}, "cannot record agent '%s'", record->name);
+        return klp_wrap(err, (kelpie_outcome){KELPIE_FAIL}, "cannot record agent '%s'",
+                        record->name);
     }
-    kelpie_outcome outcome =
-        registry->ops->create(op, registry, record, klp_buf_view(&text), err);
+    kelpie_outcome outcome = registry->ops->create(op, registry, record, klp_buf_view(&text), err);
     if (outcome.kind == KELPIE_FAIL)
         record->revision = before;
     return klp_wrap(err, outcome, "cannot create agent '%s' in registry '%s'", record->name,
@@ -122,7 +124,8 @@ kelpie_outcome klp_registry_cas(const struct kelpie_op *op, struct klp_registry 
         registry->ops->cas(op, registry, next->id, revision, epoch, next, klp_buf_view(&text), err);
     if (outcome.kind == KELPIE_FAIL)
         next->revision = before;
-    return klp_wrap(err, outcome, "cannot change agent '%s' (epoch %llu, revision %llu) in registry '%s'",
+    return klp_wrap(err, outcome,
+                    "cannot change agent '%s' (epoch %llu, revision %llu) in registry '%s'",
                     next->name, (unsigned long long)epoch, (unsigned long long)revision,
                     klp_registry_name(registry));
 }
@@ -135,21 +138,22 @@ kelpie_outcome klp_registry_renew(const struct kelpie_op *op, struct klp_registr
     if (!klp_id_is_valid(id) || epoch > NUMBER_MAX)
         return klp_fail(err, KELPIE_E_INVALID, "cannot renew a lease: bad id or epoch");
     KLP_TRY(klp_op_check(op, "renewing a lease", err));
-    return klp_wrap(err, registry->ops->renew(op, registry, id, owner, epoch, err),
-                    "cannot renew the lease of agent %s for node '%s' at epoch %llu in registry '%s'",
-                    id, owner, (unsigned long long)epoch, klp_registry_name(registry));
+    return klp_wrap(
+        err, registry->ops->renew(op, registry, id, owner, epoch, err),
+        "cannot renew the lease of agent %s for node '%s' at epoch %llu in registry '%s'", id,
+        owner, (unsigned long long)epoch, klp_registry_name(registry));
 }
 
 kelpie_outcome klp_registry_delete(const struct kelpie_op *op, struct klp_registry *registry,
-                                   const struct klp_agent_record *expected, struct kelpie_error **err)
+                                   const struct klp_agent_record *expected,
+                                   struct kelpie_error **err)
 {
     KLP_REQUIRE(record_check(expected, err));
     KLP_TRY(klp_op_check(op, "deleting an agent's record", err));
-    return klp_wrap(err,
-                    registry->ops->remove(op, registry, expected->id, expected->revision,
-                                          expected->epoch, err),
-                    "cannot delete agent '%s' in registry '%s'", expected->name,
-                    klp_registry_name(registry));
+    return klp_wrap(
+        err,
+        registry->ops->remove(op, registry, expected->id, expected->revision, expected->epoch, err),
+        "cannot delete agent '%s' in registry '%s'", expected->name, klp_registry_name(registry));
 }
 
 /* ---- settle */
@@ -277,9 +281,9 @@ kelpie_outcome klp_registry_node_put(const struct kelpie_op *op, struct klp_regi
     KLP_AUTO(buf) struct klp_buf text = KLP_BUF_INIT(KLP_RECORD_SIZE_MAX);
     if (!klp_node_record_encode(node, &text, err) || !klp_buf_check(&text, "a node's record", err))
         return klp_wrap(err, (kelpie_outcome){KELPIE_FAIL}, "cannot record node '%s'", node->name);
-    return klp_wrap(err, registry->ops->node_put(op, registry, node->name, klp_buf_view(&text), err),
-                    "cannot record node '%s' in registry '%s'", node->name,
-                    klp_registry_name(registry));
+    return klp_wrap(
+        err, registry->ops->node_put(op, registry, node->name, klp_buf_view(&text), err),
+        "cannot record node '%s' in registry '%s'", node->name, klp_registry_name(registry));
 }
 
 kelpie_outcome klp_registry_node_get(const struct kelpie_op *op, struct klp_registry *registry,
@@ -292,8 +296,9 @@ kelpie_outcome klp_registry_node_get(const struct kelpie_op *op, struct klp_regi
     KLP_TRY(klp_wrap(err, registry->ops->node_get(op, registry, name, &text, err),
                      "cannot read node '%s' in registry '%s'", name, klp_registry_name(registry)));
     if (!klp_node_record_decode(klp_buf_view(&text), out, err))
-        return klp_wrap(err, (kelpie_outcome){KELPIE_FAIL}, "cannot read node '%s' in registry '%s'",
-                        name, klp_registry_name(registry));
+        return klp_wrap(err, (kelpie_outcome){KELPIE_FAIL},
+                        "cannot read node '%s' in registry '%s'", name,
+                        klp_registry_name(registry));
     return KLP_OK;
 }
 
@@ -324,7 +329,8 @@ kelpie_outcome klp_registry_node_remove(const struct kelpie_op *op, struct klp_r
     KLP_REQUIRE(klp_name_check("node", name, err));
     KLP_TRY(klp_op_check(op, "removing a node's record", err));
     return klp_wrap(err, registry->ops->node_remove(op, registry, name, err),
-                    "cannot remove node '%s' from registry '%s'", name, klp_registry_name(registry));
+                    "cannot remove node '%s' from registry '%s'", name,
+                    klp_registry_name(registry));
 }
 
 const char *klp_registry_name(const struct klp_registry *registry)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The store's wrappers: every check that all implementations share (names, sizes, the op), hashing, and
- * the object's name in every message. Where bytes lie and how they become durable is left to the
- * implementations; who may delete what, to snapshot/. */
+/* The store's wrappers: every check that all implementations share (names, sizes, the op), hashing,
+ * and the object's name in every message. Where bytes lie and how they become durable is left to
+ * the implementations; who may delete what, to snapshot/. */
 #include "store/store.h"
 
 #include <string.h>
@@ -78,7 +78,8 @@ kelpie_outcome klp_store_commit(const struct kelpie_op *op, struct klp_store_wri
     const char *name = klp_store_name(owned->store);
     if (owned->failed)
         return klp_fail(err, KELPIE_E_STATE,
-                        "cannot commit to store '%s': an earlier write of this object failed", name);
+                        "cannot commit to store '%s': an earlier write of this object failed",
+                        name);
     KLP_TRY(klp_op_check(op, "writing to the store", err));
     struct klp_digest digest;
     klp_sha256_final(owned->hash, &digest);
@@ -180,7 +181,8 @@ static kelpie_outcome hash_compare(const struct klp_store_reader *reader, struct
                     klp_store_name(reader->store), (unsigned long long)reader->size, hex);
 }
 
-/* Reads all of the object in blocks into `out` (kept whole) or, when that is NULL, over one block. */
+/* Reads all of the object in blocks into `out` (kept whole) or, when that is NULL, over one block.
+ */
 static kelpie_outcome read_and_hash(const struct kelpie_op *op, struct klp_store_reader *reader,
                                     uint8_t *out, struct kelpie_error **err)
 {
@@ -240,8 +242,8 @@ kelpie_outcome klp_store_verify(const struct kelpie_op *op, struct klp_store *st
 }
 
 kelpie_outcome klp_store_path(const struct kelpie_op *op, struct klp_store *store,
-                              enum klp_object_kind kind, const struct klp_digest *digest, char **out,
-                              struct kelpie_error **err)
+                              enum klp_object_kind kind, const struct klp_digest *digest,
+                              char **out, struct kelpie_error **err)
 {
     KLP_ASSERT((unsigned)kind < KLP_OBJECT_KIND_COUNT);
     char text[OBJECT_TEXT_SIZE];
@@ -257,10 +259,10 @@ kelpie_outcome klp_store_path(const struct kelpie_op *op, struct klp_store *stor
 
 /* ---- maintenance */
 
-kelpie_outcome klp_store_list(const struct kelpie_op *op, struct klp_store *store,
-                              enum klp_object_kind kind,
-                              bool (*each)(void *arg, const struct klp_digest *digest, uint64_t size),
-                              void *arg, struct kelpie_error **err)
+kelpie_outcome
+klp_store_list(const struct kelpie_op *op, struct klp_store *store, enum klp_object_kind kind,
+               bool (*each)(void *arg, const struct klp_digest *digest, uint64_t size), void *arg,
+               struct kelpie_error **err)
 {
     KLP_TRY(klp_op_check(op, "listing the store", err));
     return klp_wrap(err, store->ops->list(op, store, kind, each, arg, err),
@@ -318,8 +320,9 @@ kelpie_outcome klp_ref_create(const struct kelpie_op *op, struct klp_store *stor
 {
     KLP_REQUIRE(klp_ref_name_check(name, err));
     if (size > KLP_REF_VALUE_MAX)
-        return klp_fail(err, KELPIE_E_LIMIT, "cannot create ref '%s': %zu bytes, at most %d are kept",
-                        name, size, KLP_REF_VALUE_MAX);
+        return klp_fail(err, KELPIE_E_LIMIT,
+                        "cannot create ref '%s': %zu bytes, at most %d are kept", name, size,
+                        KLP_REF_VALUE_MAX);
     KLP_TRY(klp_op_check(op, "creating a ref", err));
     return klp_wrap(err, store->ops->ref_create(op, store, name, value, size, err),
                     "cannot create ref '%s' in store '%s'", name, klp_store_name(store));

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The objects of a local store, and the store itself. An object is written to an unnamed file, synced, linked
- * as KIND/aa/HEX, and its folder synced: a crash leaves the whole object or nothing. Refs: ref.c; the folder
- * itself, its marker and its syncs: tree.c. */
+/* The objects of a local store, and the store itself. An object is written to an unnamed file,
+ * synced, linked as KIND/aa/HEX, and its folder synced: a crash leaves the whole object or nothing.
+ * Refs: ref.c; the folder itself, its marker and its syncs: tree.c. */
 #include "store/local/local.h"
 
 #include <string.h>
@@ -10,7 +10,7 @@
 #include "base/limits.h"
 #include "store/local/tree.h"
 
-#define LINK_TRIES_MAX 4       /* an object that others link and delete at the same time */
+#define LINK_TRIES_MAX 4 /* an object that others link and delete at the same time */
 #define SPARE_NAME_SIZE (KLP_DIGEST_SIZE + KLP_ID_SIZE + 1)
 
 struct writer {
@@ -94,8 +94,8 @@ static bool object_find(struct klp_dir *dir, const char *hex, uint64_t size, boo
 }
 
 /* Links the synced file, or finds the object there. */
-static bool object_link(struct writer *writer, struct klp_dir *dir, const char *hex, bool *out_there,
-                        struct kelpie_error **err)
+static bool object_link(struct writer *writer, struct klp_dir *dir, const char *hex,
+                        bool *out_there, struct kelpie_error **err)
 {
     for (unsigned tries = 0; tries < LINK_TRIES_MAX; tries++) {
         struct kelpie_error *why = NULL;
@@ -114,8 +114,8 @@ static bool object_link(struct writer *writer, struct klp_dir *dir, const char *
     return klp_refuse(err, KELPIE_E_BUSY, "the object is created and deleted over and over");
 }
 
-/* After a directory's sync has failed, one that works proves nothing about names linked before: the object is
- * put in place anew by a rename, which the next sync of the directory must carry. */
+/* After a directory's sync has failed, one that works proves nothing about names linked before: the
+ * object is put in place anew by a rename, which the next sync of the directory must carry. */
 static bool object_replace(struct writer *writer, struct klp_dir *dir, const char *hex,
                            struct kelpie_error **err)
 {
@@ -147,8 +147,9 @@ static bool object_name(struct writer *writer, struct klp_dir *dir, const char *
         KLP_CHECK(object_link(writer, dir, hex, out_existed, err));
     }
     klp_point(env, "store.object-named");
-    /* Needed for an object that existed, too: whoever linked it may not have come to its own sync. When this
-     * fails the object keeps its name: it is whole, and another writer may rely on it by now. */
+    /* Needed for an object that existed, too: whoever linked it may not have come to its own sync.
+     * When this fails the object keeps its name: it is whole, and another writer may rely on it by
+     * now. */
     return klp_local_dir_sync(store, dir, err);
 }
 
@@ -202,8 +203,8 @@ static bool object_open(struct klp_local_tree *tree, enum klp_object_kind kind,
     return klp_file_open(dir, hex, out, err);
 }
 
-/* Not found in the tree that was opened last: then it counts what is at the path now, so that an object of a
- * folder that went missing is UNREACHABLE, never NOT_FOUND. */
+/* Not found in the tree that was opened last: then it counts what is at the path now, so that an
+ * object of a folder that went missing is UNREACHABLE, never NOT_FOUND. */
 static bool object_open_current(struct klp_store_local *store, enum klp_object_kind kind,
                                 const struct klp_digest *digest, struct klp_file **out,
                                 struct kelpie_error **err)
@@ -264,14 +265,16 @@ static kelpie_outcome local_path(const struct kelpie_op *op, struct klp_store *b
     (void)op;
     struct klp_store_local *store = klp_store_local_from(base);
     KLP_AUTO(file) struct klp_file *file = NULL;
+    KLP_AUTO(local_use) struct klp_local_use use = {0};
     char hex[KLP_DIGEST_SIZE];
     klp_digest_text(digest, hex);
-    if (store->path[0] != '/')
-        return klp_fail(err, KELPIE_E_UNSUPPORTED,
-                        "the store was configured by a relative path, which names other files to "
-                        "other programs");
     KLP_REQUIRE(object_open_current(store, kind, digest, &file, err));
-    *out = klp_text("%s/%s/%.*s/%s", store->path, klp_object_kind_name(kind), 2, hex, hex);
+    klp_local_use_begin(store, &use);
+    const char *root = klp_dir_path(use.tree->root);
+    if (root[0] != '/')
+        return klp_fail(err, KELPIE_E_UNSUPPORTED, "'%s' names other files to other programs",
+                        root);
+    *out = klp_text("%s/%s/%.*s/%s", root, klp_object_kind_name(kind), 2, hex, hex);
     return KLP_OK;
 }
 
@@ -334,11 +337,10 @@ static bool visit_fanout(void *arg, const char *name)
     return !walk->ended && !walk->failed;
 }
 
-static kelpie_outcome local_list(const struct kelpie_op *op, struct klp_store *base,
-                                 enum klp_object_kind kind,
-                                 bool (*each)(void *arg, const struct klp_digest *digest,
-                                              uint64_t size),
-                                 void *arg, struct kelpie_error **err)
+static kelpie_outcome
+local_list(const struct kelpie_op *op, struct klp_store *base, enum klp_object_kind kind,
+           bool (*each)(void *arg, const struct klp_digest *digest, uint64_t size), void *arg,
+           struct kelpie_error **err)
 {
     KLP_AUTO(local_use) struct klp_local_use use = {0};
     KLP_REQUIRE(klp_local_use_current(klp_store_local_from(base), &use, err));
@@ -379,7 +381,8 @@ static kelpie_outcome local_remove(const struct kelpie_op *op, struct klp_store 
 static void local_destroy(struct klp_store *base)
 {
     struct klp_store_local *store = klp_store_local_from(base);
-    KLP_ASSERT(store->tree == NULL || store->tree->uses == 1); /* else a writer outlived its store */
+    KLP_ASSERT(store->tree == NULL ||
+               store->tree->uses == 1); /* else a writer outlived its store */
     klp_local_tree_close(store->tree);
     klp_mutex_destroy(store->mutex);
     klp_mem_free(store->path);
@@ -408,8 +411,10 @@ bool klp_store_local_create(struct klp_env *env, const char *path, struct klp_st
         .destroy = local_destroy,
     };
     if (path[0] == '\0' || strlen(path) > KLP_PATH_MAX)
-        return klp_refuse(err, KELPIE_E_INVALID, "cannot open a store: its path is empty or over %d "
-                          "bytes", KLP_PATH_MAX);
+        return klp_refuse(err, KELPIE_E_INVALID,
+                          "cannot open a store: its path is empty or over %d "
+                          "bytes",
+                          KLP_PATH_MAX);
     struct klp_store_local *store = KLP_NEW(struct klp_store_local);
     store->base = (struct klp_store){&ops, env};
     store->path = klp_mem_string(path);

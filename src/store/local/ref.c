@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The refs of a local store. Ref "images/base/x86" is the file refs/images/base+x86, ref "images" is
- * refs/images/+ : one level of folders, so a new ref costs two syncs and no name can stand in another's way
- * ('+' occurs in no ref name and sorts before every byte that does). A file holds the value and a line
+/* The refs of a local store. Ref "images/base/x86" is the file refs/images/base+x86, ref "images"
+ * is refs/images/+ : one level of folders, so a new ref costs two syncs and no name can stand in
+ * another's way
+ * ('+' occurs in no ref name and sorts before every byte that does). A file holds the value and a
+ * line
  * "\n#" + CRC-32 in hex + "\n": a torn or flipped ref is told from a good one. */
 #include "store/local/tree.h"
 
@@ -118,7 +120,8 @@ kelpie_outcome klp_local_ref_create(const struct kelpie_op *op, struct klp_store
         }
         klp_error_clear(&why);
     }
-    /* Also before EXISTS: whoever is told so relies on the other's ref, which may not be durable yet. */
+    /* Also before EXISTS: whoever is told so relies on the other's ref, which may not be durable
+     * yet. */
     klp_point(op->env, "store.ref-named");
     if (!klp_local_dir_sync(store, dir, &why)) {
         if (!taken)
@@ -153,8 +156,8 @@ static kelpie_outcome value_check(struct klp_buf *text, struct kelpie_error **er
     return klp_fail(err, KELPIE_E_CORRUPT, "its file of %zu bytes is damaged", text->size);
 }
 
-kelpie_outcome klp_local_ref_get(const struct kelpie_op *op, struct klp_store *base, const char *name,
-                                 struct klp_buf *out, struct kelpie_error **err)
+kelpie_outcome klp_local_ref_get(const struct kelpie_op *op, struct klp_store *base,
+                                 const char *name, struct klp_buf *out, struct kelpie_error **err)
 {
     (void)op;
     KLP_AUTO(local_use) struct klp_local_use use = {0};

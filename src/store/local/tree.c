@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The folder of a local store: its marker, its sub-folders, whether it is still there, and its syncs.
- * What lies in the sub-folders is left to local.c (objects) and ref.c (refs).
+/* The folder of a local store: its marker, its sub-folders, whether it is still there, and its
+ * syncs. What lies in the sub-folders is left to local.c (objects) and ref.c (refs).
  *
- * The marker `kelpie-store` holds "kelpie-store VERSION ID". It tells a store from an empty mount point, an
- * older release from a newer store, and, by the id, this store from another one that was put in its place. */
+ * The marker `kelpie-store` holds "kelpie-store VERSION ID". It tells a store from an empty mount
+ * point, an older release from a newer store, and, by the id, this store from another one that was
+ * put in its place. */
 #include "store/local/tree.h"
 
 #include <string.h>
@@ -21,8 +22,7 @@
 static bool sync_counted(struct klp_store_local *store, bool worked, bool is_dir)
 {
     unsigned failed = 0;
-    KLP_LOCKED(store->mutex)
-    {
+    KLP_LOCKED (store->mutex) {
         store->syncs_failed = failed = worked ? 0 : store->syncs_failed + 1;
         if (!worked && is_dir)
             store->dir_suspect = true;
@@ -39,7 +39,8 @@ bool klp_local_file_sync(struct klp_store_local *store, struct klp_file *file,
     return sync_counted(store, klp_file_sync(file, err), false);
 }
 
-bool klp_local_dir_sync(struct klp_store_local *store, struct klp_dir *dir, struct kelpie_error **err)
+bool klp_local_dir_sync(struct klp_store_local *store, struct klp_dir *dir,
+                        struct kelpie_error **err)
 {
     return sync_counted(store, klp_dir_sync(dir, err), true);
 }
@@ -47,8 +48,7 @@ bool klp_local_dir_sync(struct klp_store_local *store, struct klp_dir *dir, stru
 bool klp_local_writable(struct klp_store_local *store, struct kelpie_error **err)
 {
     unsigned failed = 0;
-    KLP_LOCKED(store->mutex)
-    {
+    KLP_LOCKED (store->mutex) {
         failed = store->syncs_failed;
     }
     if (failed < KLP_LOCAL_SYNCS_FAILED_MAX)
@@ -62,8 +62,7 @@ bool klp_local_writable(struct klp_store_local *store, struct kelpie_error **err
 bool klp_local_dir_is_suspect(struct klp_store_local *store)
 {
     bool suspect = false;
-    KLP_LOCKED(store->mutex)
-    {
+    KLP_LOCKED (store->mutex) {
         suspect = store->dir_suspect;
     }
     return suspect;
@@ -145,8 +144,8 @@ static bool marker_create(struct klp_store_local *store, struct klp_dir *root,
 
 /* ---- opening */
 
-/* A new folder's own name lies in the folder above it, and so on upwards: what was made is made durable.
- * Where we may not open a folder, we made nothing in it. */
+/* A new folder's own name lies in the folder above it, and so on upwards: what was made is made
+ * durable. Where we may not open a folder, we made nothing in it. */
 static bool ancestors_sync(struct klp_store_local *store, struct kelpie_error **err)
 {
     KLP_AUTO(memory) char *path = klp_mem_string(store->path);
@@ -175,8 +174,8 @@ static bool ancestors_sync(struct klp_store_local *store, struct kelpie_error **
 static bool subfolders_open(struct klp_local_tree *tree, struct kelpie_error **err)
 {
     for (int kind = 0; kind < KLP_OBJECT_KIND_COUNT; kind++)
-        KLP_CHECK(klp_dir_open_at(tree->root, klp_object_kind_name((enum klp_object_kind)kind), true,
-                                  &tree->kinds[kind], err));
+        KLP_CHECK(klp_dir_open_at(tree->root, klp_object_kind_name((enum klp_object_kind)kind),
+                                  true, &tree->kinds[kind], err));
     return klp_dir_open_at(tree->root, "refs", true, &tree->refs, err);
 }
 
@@ -264,8 +263,7 @@ void klp_local_tree_close(struct klp_local_tree *tree)
 static void tree_drop(struct klp_store_local *store, struct klp_local_tree *tree)
 {
     bool last = false;
-    KLP_LOCKED(store->mutex)
-    {
+    KLP_LOCKED (store->mutex) {
         last = --tree->uses == 0;
     }
     if (last)
@@ -275,8 +273,7 @@ static void tree_drop(struct klp_store_local *store, struct klp_local_tree *tree
 void klp_local_use_begin(struct klp_store_local *store, struct klp_local_use *out)
 {
     out->store = store;
-    KLP_LOCKED(store->mutex)
-    {
+    KLP_LOCKED (store->mutex) {
         out->tree = store->tree;
         out->tree->uses++;
     }
@@ -289,7 +286,8 @@ void klp_local_use_end(struct klp_local_use *use)
     use->tree = NULL;
 }
 
-/* Is the folder at the path the one that `tree` holds open? If so *root is closed, else it is kept. */
+/* Is the folder at the path the one that `tree` holds open? If so *root is closed, else it is kept.
+ */
 static bool is_same(const struct klp_store_local *store, const struct klp_local_tree *tree,
                     struct klp_dir *root)
 {
@@ -318,8 +316,7 @@ bool klp_local_use_current(struct klp_store_local *store, struct klp_local_use *
     klp_local_use_end(&use);
     struct klp_local_tree *tree = NULL, *old = NULL;
     KLP_CHECK(tree_open(store, false, root, &tree, err));
-    KLP_LOCKED(store->mutex)
-    {
+    KLP_LOCKED (store->mutex) {
         old = store->tree;
         store->tree = tree;
         tree->uses++; /* the store's own, and the caller's */
@@ -349,14 +346,12 @@ bool klp_local_fanout_create(struct klp_local_use *use, enum klp_object_kind kin
     bool durable = false;
     klp_hex_encode(&first, 1, name);
     KLP_CHECK(klp_dir_open_at(use->tree->kinds[kind], name, true, &dir, err));
-    KLP_LOCKED(use->store->mutex)
-    {
+    KLP_LOCKED (use->store->mutex) {
         durable = (*known & bit) != 0;
     }
     if (!durable) {
         KLP_CHECK(klp_local_dir_sync(use->store, use->tree->kinds[kind], err));
-        KLP_LOCKED(use->store->mutex)
-        {
+        KLP_LOCKED (use->store->mutex) {
             *known |= bit;
         }
     }
@@ -367,8 +362,7 @@ bool klp_local_fanout_create(struct klp_local_use *use, enum klp_object_kind kin
 static bool class_is_durable(struct klp_local_use *use, const char *name)
 {
     bool found = false;
-    KLP_LOCKED(use->store->mutex)
-    {
+    KLP_LOCKED (use->store->mutex) {
         for (size_t i = 0; i < use->tree->class_count && !found; i++)
             found = strcmp(use->tree->classes_durable[i], name) == 0;
     }
@@ -382,8 +376,7 @@ bool klp_local_class_create(struct klp_local_use *use, const char *name, struct 
     KLP_CHECK(klp_dir_open_at(use->tree->refs, name, true, &dir, err));
     if (!class_is_durable(use, name)) {
         KLP_CHECK(klp_local_dir_sync(use->store, use->tree->refs, err));
-        KLP_LOCKED(use->store->mutex)
-        {
+        KLP_LOCKED (use->store->mutex) {
             if (use->tree->class_count < KLP_LOCAL_CLASSES_KNOWN_MAX)
                 use->tree->classes_durable[use->tree->class_count++] = klp_mem_string(name);
         }

@@ -1,16 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The folder of a local store, as its other files share it: one opened tree, and how a file in it becomes
- * durable and named. Layout: kelpie-store (the marker), KIND/aa/HEX, refs/CLASS/REST. */
+/* The folder of a local store, as its other files share it: one opened tree, and how a file in it
+ * becomes durable and named. Layout: kelpie-store (the marker), KIND/aa/HEX, refs/CLASS/REST. */
 #ifndef KLP_STORE_LOCAL_TREE_H
 #define KLP_STORE_LOCAL_TREE_H
 
 #include "env/file.h"
 #include "store/store.h"
 
-#define KLP_LOCAL_FANOUT_SIZE 3      /* "aa" */
+#define KLP_LOCAL_FANOUT_SIZE 3 /* "aa" */
 #define KLP_LOCAL_CLASSES_KNOWN_MAX 16
 
-/* One opening of the folder. Counted: it stays while a call uses it, also after the folder was replaced. */
+/* One opening of the folder. Counted: it stays while a call uses it, also after the folder was
+ * replaced. */
 struct klp_local_tree {
     struct klp_env *env;
     unsigned uses;
@@ -44,16 +45,17 @@ static inline void klp_auto_local_use(struct klp_local_use *use)
     klp_local_use_end(use);
 }
 
-/* Opens the folder at store->path as a tree with one use; `create`: makes what is missing. UNREACHABLE: no
- * folder or no marker; UNSUPPORTED: a newer store; CORRUPT: the marker is damaged. */
+/* Opens the folder at store->path as a tree with one use; `create`: makes what is missing.
+ * UNREACHABLE: no folder or no marker; UNSUPPORTED: a newer store; CORRUPT: the marker is damaged.
+ */
 KELPIE_MUST_USE bool klp_local_tree_open(struct klp_store_local *store, bool create,
                                          struct klp_local_tree **out, struct kelpie_error **err);
 void klp_local_tree_close(struct klp_local_tree *tree);
 
 /* The tree that was opened last, whatever became of it since: for reading. */
 void klp_local_use_begin(struct klp_store_local *store, struct klp_local_use *out);
-/* The tree that is at the path now: before writing, and when something was not found. UNREACHABLE names the
- * folder. A folder that came back, or another one in its place, is used from then on. */
+/* The tree that is at the path now: before writing, and when something was not found. UNREACHABLE
+ * names the folder. A folder that came back, or another one in its place, is used from then on. */
 KELPIE_MUST_USE bool klp_local_use_current(struct klp_store_local *store, struct klp_local_use *out,
                                            struct kelpie_error **err);
 
@@ -68,8 +70,8 @@ KELPIE_MUST_USE bool klp_local_fanout_open(struct klp_local_tree *tree, enum klp
                                            uint8_t first, struct klp_dir **out,
                                            struct kelpie_error **err);
 
-/* The syncs of a store: they count failures. After KLP_LOCAL_SYNCS_FAILED_MAX in a row it is read-only
- * until it is opened anew: a disk that fails so is not written to blindly. */
+/* The syncs of a store: they count failures. After KLP_LOCAL_SYNCS_FAILED_MAX in a row it is
+ * read-only until it is opened anew: a disk that fails so is not written to blindly. */
 #define KLP_LOCAL_SYNCS_FAILED_MAX 3
 KELPIE_MUST_USE bool klp_local_file_sync(struct klp_store_local *store, struct klp_file *file,
                                          struct kelpie_error **err);
