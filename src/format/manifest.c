@@ -55,13 +55,18 @@ void klp_manifest_finish(struct klp_manifest *manifest)
 
 /* ---- writing */
 
+/* What the header says of the memory; each region has its own as well. */
+static void page_sizes(const struct klp_manifest *manifest, uint8_t *page_log2, uint8_t *frame_log2)
+{
+    bool has_memory = manifest->region_count > 0;
+    *page_log2 = has_memory ? manifest->regions[0].page_log2 : 0;
+    *frame_log2 = has_memory ? manifest->regions[0].frame_log2 : 0;
+}
+
 static void header_append(struct klp_buf *out, const struct klp_manifest *manifest)
 {
-    uint8_t page_log2 = 0, frame_log2 = 0;
-    if (manifest->region_count > 0) { /* of the memory; each region has its own as well */
-        page_log2 = manifest->regions[0].page_log2;
-        frame_log2 = manifest->regions[0].frame_log2;
-    }
+    uint8_t page_log2, frame_log2;
+    page_sizes(manifest, &page_log2, &frame_log2);
     struct klp_object_header header =
         klp_object_header_make("mani", KLP_CODEC_RAW, page_log2, frame_log2);
     header.nonce = manifest->nonce;
@@ -377,6 +382,11 @@ static bool manifest_read(struct klp_bytes bytes, struct klp_manifest *out,
     struct klp_bytes records = {bytes.data + KLP_OBJECT_HEADER_SIZE,
                                 bytes.size - KLP_OBJECT_HEADER_SIZE};
     KLP_CHECK(records_read(records, out, err));
+    uint8_t page_log2, frame_log2;
+    page_sizes(out, &page_log2, &frame_log2);
+    if (header.page_log2 != page_log2 || header.frame_log2 != frame_log2)
+        return klp_refuse(err, KELPIE_E_CORRUPT,
+                          "manifest: page sizes of header and regions differ");
     return klp_manifest_check(out, KELPIE_E_CORRUPT, err);
 }
 

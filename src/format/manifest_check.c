@@ -9,6 +9,8 @@
 
 /* A guest of the largest size may have other regions beside its memory. */
 #define REGIONS_SIZE_MAX (2 * (uint64_t)KLP_MEMORY_MIB_MAX * KLP_MIB)
+#define FRAME_PAGES_LOG2 4
+_Static_assert(1u << FRAME_PAGES_LOG2 == KLP_FRAME_PAGES, "the same in both forms");
 
 struct check {
     enum kelpie_code code;
@@ -90,7 +92,7 @@ static bool region_check(const struct check *check, const struct klp_region *reg
     if (region->page_log2 < KLP_PAGE_LOG2_MIN || region->page_log2 > KLP_PAGE_LOG2_MAX)
         return wrong(check, "region.page_log2", "is out of range");
     if (region->frame_log2 < region->page_log2 ||
-        (1u << (region->frame_log2 - region->page_log2)) > KLP_FRAME_PAGES)
+        region->frame_log2 - region->page_log2 > FRAME_PAGES_LOG2)
         return wrong(check, "region.frame_log2", "is out of range");
     uint64_t page_mask = ((uint64_t)1 << region->page_log2) - 1;
     if (region->size == 0 || region->size > REGIONS_SIZE_MAX || (region->size & page_mask) != 0)
