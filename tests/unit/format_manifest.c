@@ -243,6 +243,8 @@ static void test_format_manifest__what_passes_a_flip_is_canonical(void **state)
     struct klp_buf bytes KLP_AUTO(buf) = KLP_BUF_INIT(KLP_MANIFEST_SIZE_MAX);
     unsigned passed = 0, refused = 0;
     fill_teleport(&m);
+    klp_buf_clear(&m.sealed); /* a flip of their tags makes them records to be passed over */
+    klp_buf_clear(&m.signature);
     encode(&m, &bytes);
     for (size_t bit = 8 * KLP_OBJECT_HEADER_SIZE; bit < 8 * bytes.size; bit++) {
         bytes.data[bit / 8] ^= (uint8_t)(1u << bit % 8);
@@ -251,10 +253,8 @@ static void test_format_manifest__what_passes_a_flip_is_canonical(void **state)
         } else {
             struct klp_buf again KLP_AUTO(buf) = KLP_BUF_INIT(KLP_MANIFEST_SIZE_MAX);
             encode(&back, &again);
-            if (back.sealed.size > 0 && back.signature.size > 0) { /* else its tag is unknown now */
-                assert_int_equal(again.size, bytes.size);
-                assert_memory_equal(again.data, bytes.data, again.size);
-            }
+            assert_int_equal(again.size, bytes.size);
+            assert_memory_equal(again.data, bytes.data, again.size);
             klp_manifest_finish(&back);
             passed++; /* a digest, a text: the manifest's own name covers those */
         }
