@@ -315,7 +315,7 @@ static enum klp_tar_event zero_block(struct klp_tar_reader *reader, struct kelpi
         return GO_ON;
     }
     reader->step = STEP_TRAILER;
-    return KLP_TAR_END;
+    return GO_ON;
 }
 
 static enum klp_tar_event header_step(struct klp_tar_reader *reader, struct klp_bytes *input,

@@ -38,7 +38,9 @@ struct klp_tar_reader; /* bounded memory; entries, depth and total content bytes
 struct klp_tar_reader *klp_tar_reader_create(uint64_t content_bytes_max);
 void klp_tar_reader_destroy(struct klp_tar_reader *reader);
 /* Feed all of *input (consumed from its front); returns the next event. ENTRY: *entry is valid until the next
- * call. CONTENT: *content is a slice of the input just consumed. BAD: *err is CORRUPT or LIMIT, and the reader is finished. */
+ * call; each ENTRY ends in ENTRY_END, a SKIPPED one has nothing more. CONTENT: *content is a slice of the input
+ * just consumed. NEED_MORE and END: all of *input was consumed; after END only zeros may come, and END again.
+ * An archive whose bytes run out before END is cut off. BAD: *err is CORRUPT or LIMIT, and the reader is finished. */
 enum klp_tar_event klp_tar_next(struct klp_tar_reader *reader, struct klp_bytes *input,
                                 const struct klp_tar_entry **entry, struct klp_bytes *content,
                                 struct kelpie_error **err);
