@@ -104,7 +104,8 @@ KELPIE_MUST_USE kelpie_outcome klp_ref_list(const struct kelpie_op *op, struct k
 KELPIE_MUST_USE bool klp_ref_name_check(const char *name, struct kelpie_error **err);
 
 const char *klp_store_name(const struct klp_store *store); /* its URL, for messages; borrowed */
-void klp_store_destroy(struct klp_store *store);
+void klp_store_destroy(struct klp_store *store); /* NULL is fine; after its readers and writers */
+KLP_AUTO_DEFINE(store, struct klp_store *, klp_store_destroy)
 
 /* ---- for implementations only. The wrappers in store.c check names, sizes and the op, and hash. */
 struct klp_store_writer {
