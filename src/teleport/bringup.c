@@ -1,0 +1,171 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Bringing a snapshot up as an agent this node owns: step 6 of a teleport, and start, resume, fork
+ * and restore. */
+#include <string.h>
+
+#include "base/fmt.h"
+#include "teleport/teleport.h"
+
+#define CLEANUP_MS 10000
+
+void klp_parts_finish(struct klp_parts *parts)
+{
+    for (size_t i = 0; i < parts->overlay_count; i++)
+        klp_layer_close(parts->overlays[i]);
+    klp_layer_close(parts->base);
+    klp_buf_finish(&parts->device_state);
+    klp_manifest_finish(&parts->manifest);
+    *parts = (struct klp_parts){.overlay_count = 0};
+}
+
+static kelpie_outcome overlay_add(const struct kelpie_op *op, struct klp_host *host,
+                                  struct klp_parts *parts, const struct klp_manifest *base,
+                                  struct kelpie_error **err)
+{
+    if (parts->overlay_count == KLP_LAYERS_MAX)
+        return klp_fail(err, KELPIE_E_LIMIT, "more than %d layers", KLP_LAYERS_MAX);
+    KLP_TRY(klp_snapshot_materialise_diff(op, &host->snapshots, &parts->manifest, base,
+                                          &parts->overlays[parts->overlay_count], err));
+    parts->overlay_count++;
+    return KLP_OK;
+}
+
+/* Over a pre-copy: its layers, and one more with what changed since. */
+static kelpie_outcome layers_over(const struct kelpie_op *op, struct klp_host *host,
+                                  const struct klp_parts *below, struct klp_parts *parts,
+                                  struct kelpie_error **err)
+{
+    parts->base = below->base != NULL ? klp_layer_share(below->base) : NULL;
+    for (size_t i = 0; i < below->overlay_count; i++)
+        parts->overlays[parts->overlay_count++] = klp_layer_share(below->overlays[i]);
+    return overlay_add(op, host, parts, &below->manifest, err);
+}
+
+static kelpie_outcome layers_load(const struct kelpie_op *op, struct klp_host *host,
+                                  struct klp_parts *parts, struct kelpie_error **err)
+{
+    const struct klp_manifest *manifest = &parts->manifest;
+    bool is_template = manifest->kind == KLP_KIND_TEMPLATE;
+    if (!is_template && klp_digest_is_zero(&manifest->template_))
+        return klp_snapshot_materialise(op, &host->snapshots, manifest, &parts->base, err);
+    const struct klp_digest *digest = is_template ? &parts->digest : &manifest->template_;
+    KLP_TRY(host->ops->base_get(op, host, digest, &parts->base, err));
+    if (is_template)
+        return KLP_OK;
+    struct klp_manifest base;
+    KLP_TRY(klp_snapshot_load(op, &host->snapshots, digest, &base, err));
+    kelpie_outcome outcome = overlay_add(op, host, parts, &base, err);
+    klp_manifest_finish(&base);
+    return outcome;
+}
+
+static kelpie_outcome parts_fill(const struct kelpie_op *op, struct klp_host *host,
+                                 const struct klp_parts *below, struct klp_parts *parts,
+                                 struct kelpie_error **err)
+{
+    KLP_TRY(klp_snapshot_load(op, &host->snapshots, &parts->digest, &parts->manifest, err));
+    if (parts->manifest.region_count == 0)
+        return KLP_OK; /* a checkpoint: nothing to lay */
+    if (below != NULL && klp_digest_equal(&below->manifest.template_, &parts->manifest.template_))
+        KLP_TRY(layers_over(op, host, below, parts, err));
+    else
+        KLP_TRY(layers_load(op, host, parts, err));
+    return klp_snapshot_device_state(op, &host->snapshots, &parts->manifest, &parts->device_state,
+                                     err);
+}
+
+kelpie_outcome klp_parts_load(const struct kelpie_op *op, struct klp_host *host,
+                              const struct klp_digest *digest, const struct klp_parts *below,
+                              struct klp_parts *out, struct kelpie_error **err)
+{
+    struct klp_parts parts = {.digest = *digest,
+                              .device_state = KLP_BUF_INIT(KLP_DEVICE_STATE_MAX)};
+    kelpie_outcome outcome = parts_fill(op, host, below, &parts, err);
+    if (kelpie_is_ok(outcome))
+        *out = parts;
+    else
+        klp_parts_finish(&parts);
+    return outcome;
+}
+
+/* Restored and unique, the workload still frozen. */
+static kelpie_outcome guest_raise(const struct kelpie_op *op, struct klp_host *host,
+                                  const struct klp_bringup *bringup, struct kelpie_vm *vm,
+                                  struct klp_agent_record *next, struct kelpie_error **err)
+{
+    const struct klp_parts *parts = bringup->parts;
+    struct klp_vm_image image = {.machine = &parts->manifest.machine,
+                                 .base = parts->base,
+                                 .overlay_count = parts->overlay_count,
+                                 .device_state = klp_buf_view(&parts->device_state)};
+    memcpy(image.overlays, parts->overlays, sizeof(image.overlays));
+    klp_op_phase(op, "restore");
+    KLP_TRY(klp_vm_restore(op, vm, &image, err));
+    klp_point(op->env, "bringup.restored");
+    KLP_TRY(klp_vm_release(op, vm, KLP_HOLD_RESTORE, err));
+    klp_op_phase(op, "unique");
+    KLP_TRY(klp_unique_run(op, op->env, bringup->samples, vm, bringup->which, bringup->hostname,
+                           next, err));
+    klp_point(op->env, "bringup.unique");
+    if (bringup->prepare != NULL)
+        KLP_TRY(bringup->prepare(op, bringup->arg, vm, err));
+    (void)host;
+    return KLP_OK;
+}
+
+/* The VM is gone, and the record says so. Whatever fails here is left to recovery. */
+static void bringup_undo(const struct kelpie_op *op, struct klp_host *host,
+                         const struct klp_bringup *bringup, struct kelpie_vm **vm,
+                         struct klp_agent_record *record, const struct kelpie_error *why)
+{
+    struct kelpie_op cleanup = klp_op_cleanup(op, CLEANUP_MS);
+    kelpie_vm_destroy(&cleanup, KLP_TAKE(vm));
+    struct klp_agent_record next = *record;
+    next.state = bringup->failure_state;
+    if (next.state == KLP_AGENT_PARKED)
+        next.epoch++;
+    next.move_id[0] = 0;
+    klp_format(next.reason, sizeof(next.reason), "%s", kelpie_error_message(why));
+    struct kelpie_error *error = NULL;
+    if (!kelpie_is_ok(klp_record_change(&cleanup, host->registry, record, &next, &error)))
+        klp_log(op->env, KLP_LOG_WARN, "bringup.undo", "agent=%s error=%s", record->name,
+                kelpie_error_message(error));
+    klp_error_clear(&error);
+}
+
+static kelpie_outcome bringup_try(const struct kelpie_op *op, struct klp_host *host,
+                                  const struct klp_bringup *bringup, struct kelpie_vm **vm,
+                                  struct klp_agent_record *record, struct kelpie_error **err)
+{
+    if (*vm == NULL)
+        KLP_TRY(host->ops->vm_make(op, host, &bringup->parts->manifest.agent,
+                                   &bringup->parts->manifest.machine, record->epoch, vm, err));
+    struct klp_agent_record next = *record;
+    KLP_TRY(guest_raise(op, host, bringup, *vm, &next, err));
+
+    klp_op_phase(op, "commit");
+    next.state = KLP_AGENT_RUNNING;
+    next.move_id[0] = next.destination[0] = next.reason[0] = 0;
+    klp_point(op->env, "bringup.before-running");
+    KLP_TRY(klp_record_change(op, host->registry, record, &next, err));
+    klp_point(op->env, "bringup.running");
+    klp_vm_gate_open(*vm, record->epoch);
+    KLP_TRY(klp_workload_thaw(op, *vm, err));
+    if (bringup->thawed != NULL)
+        KLP_TRY(bringup->thawed(op, bringup->arg, *vm, err));
+    return KLP_OK;
+}
+
+kelpie_outcome klp_bringup_run(const struct kelpie_op *op, struct klp_host *host,
+                               const struct klp_bringup *bringup, struct kelpie_vm **vm,
+                               struct klp_agent_record *record, struct kelpie_error **err)
+{
+    struct kelpie_error *error = NULL;
+    kelpie_outcome outcome = bringup_try(op, host, bringup, vm, record, &error);
+    klp_op_phase_end(op);
+    if (kelpie_is_ok(outcome))
+        return outcome;
+    bringup_undo(op, host, bringup, vm, record, error);
+    klp_error_move(err, &error);
+    return outcome;
+}
