@@ -95,80 +95,6 @@ static kelpie_outcome claim(const struct kelpie_op *op, struct klp_host *host,
     return KLP_OK;
 }
 
-struct state_input { /* agent state of a checkpoint on its way into the guest */
-    const struct kelpie_op *op;
-    struct klp_store_reader *reader;
-    uint64_t at, size;
-    kelpie_outcome outcome;
-    struct kelpie_error *error;
-};
-
-static size_t state_read(void *arg, void *out, size_t capacity)
-{
-    struct state_input *input = arg;
-    uint64_t left = input->size - input->at;
-    size_t size = left < capacity ? (size_t)left : capacity;
-    if (size == 0)
-        return 0;
-    input->outcome = klp_store_read(input->op, input->reader, input->at, out, size, &input->error);
-    if (!kelpie_is_ok(input->outcome))
-        return 0;
-    input->at += size;
-    return size;
-}
-
-struct checkpoint {
-    struct klp_host *host;
-    const struct klp_manifest *manifest;
-};
-
-static kelpie_outcome checkpoint_put(const struct kelpie_op *op, struct checkpoint *checkpoint,
-                                     struct klp_guest *guest, struct kelpie_error **err)
-{
-    const struct klp_object_ref *state = &checkpoint->manifest->agent_state;
-    struct klp_store *store = checkpoint->host->snapshots.store;
-    if (state->size == 0)
-        return KLP_OK;
-    KLP_AUTO(store_reader) struct klp_store_reader *reader = NULL;
-    struct state_input input = {.op = op};
-    KLP_TRY(klp_store_verify(op, store, KLP_OBJECT_BLOB, &state->digest, err));
-    KLP_TRY(klp_store_open(op, store, KLP_OBJECT_BLOB, &state->digest, &reader, &input.size, err));
-    input.reader = reader;
-    kelpie_outcome outcome = klp_guest_put(op, guest, "/", state_read, &input, err);
-    if (!kelpie_is_ok(input.outcome)) {
-        klp_error_clear(err);
-        klp_error_move(err, &input.error);
-        return input.outcome;
-    }
-    return outcome;
-}
-
-/* A fresh guest takes the agent's name, environment and state before anybody can see it. */
-static kelpie_outcome checkpoint_prepare(const struct kelpie_op *op, void *arg,
-                                         struct kelpie_vm *vm, struct kelpie_error **err)
-{
-    struct checkpoint *checkpoint = arg;
-    const struct klp_manifest *manifest = checkpoint->manifest;
-    struct klp_guest *guest;
-    KLP_TRY(klp_vm_guest(op, vm, &guest, err));
-    KLP_TRY(klp_guest_setup(op, guest, manifest->agent.name, (const char *const *)manifest->env,
-                            manifest->agent.workdir, err));
-    return checkpoint_put(op, checkpoint, guest, err);
-}
-
-static kelpie_outcome checkpoint_thawed(const struct kelpie_op *op, void *arg, struct kelpie_vm *vm,
-                                        struct kelpie_error **err)
-{
-    struct checkpoint *checkpoint = arg;
-    const struct klp_agent_identity *identity = &checkpoint->manifest->agent;
-    struct klp_guest *guest;
-    if (identity->argv == NULL)
-        return KLP_OK;
-    KLP_TRY(klp_vm_guest(op, vm, &guest, err));
-    return klp_guest_main_start(op, guest, (const char *const *)identity->argv, NULL,
-                                identity->workdir, err);
-}
-
 /* What is restored: the snapshot itself, or for a checkpoint this host's template of the same
  * image. */
 static kelpie_outcome parts_get(const struct kelpie_op *op, struct klp_host *host,
@@ -200,15 +126,15 @@ static kelpie_outcome arrive(const struct kelpie_op *op, struct klp_host *host,
     KLP_TRY(parts_get(op, host, request, arrival, manifest, parts, err));
     KLP_TRY(claim(op, host, request, record, err));
 
-    struct checkpoint checkpoint = {host, manifest};
+    struct klp_checkpoint checkpoint = {host, manifest};
     bool is_checkpoint = request->kind == KLP_KIND_CHECKPOINT;
     struct klp_bringup bringup = {.parts = parts,
                                   .which = is_checkpoint ? KLP_UNIQUE_FORK : KLP_UNIQUE_MOVE,
                                   .hostname = manifest->agent.name,
                                   .samples = samples,
                                   .failure_state = KLP_AGENT_PARKED,
-                                  .prepare = is_checkpoint ? checkpoint_prepare : NULL,
-                                  .thawed = is_checkpoint ? checkpoint_thawed : NULL,
+                                  .prepare = is_checkpoint ? klp_checkpoint_prepare : NULL,
+                                  .thawed = is_checkpoint ? klp_checkpoint_thawed : NULL,
                                   .arg = &checkpoint};
     if (arrival != NULL && !is_checkpoint)
         *vm = KLP_TAKE(&arrival->vm);

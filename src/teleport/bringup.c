@@ -89,9 +89,9 @@ kelpie_outcome klp_parts_load(const struct kelpie_op *op, struct klp_host *host,
 }
 
 /* Restored and unique, the workload still frozen. */
-static kelpie_outcome guest_raise(const struct kelpie_op *op, struct klp_host *host,
-                                  const struct klp_bringup *bringup, struct kelpie_vm *vm,
-                                  struct klp_agent_record *next, struct kelpie_error **err)
+static kelpie_outcome guest_raise(const struct kelpie_op *op, const struct klp_bringup *bringup,
+                                  struct kelpie_vm *vm, struct klp_agent_record *next,
+                                  struct kelpie_error **err)
 {
     const struct klp_parts *parts = bringup->parts;
     struct klp_vm_image image = {.machine = &parts->manifest.machine,
@@ -109,7 +109,6 @@ static kelpie_outcome guest_raise(const struct kelpie_op *op, struct klp_host *h
     klp_point(op->env, "bringup.unique");
     if (bringup->prepare != NULL)
         KLP_TRY(bringup->prepare(op, bringup->arg, vm, err));
-    (void)host;
     return KLP_OK;
 }
 
@@ -140,8 +139,10 @@ static kelpie_outcome bringup_try(const struct kelpie_op *op, struct klp_host *h
     if (*vm == NULL)
         KLP_TRY(host->ops->vm_make(op, host, &bringup->parts->manifest.agent,
                                    &bringup->parts->manifest.machine, record->epoch, vm, err));
+    uint64_t fence_at = klp_boot_ns(op->env) + host->lease_ttl_ms * KLP_MS / 3 * 2;
+    KLP_TRY(klp_vm_lease(op, *vm, record->epoch, fence_at, err));
     struct klp_agent_record next = *record;
-    KLP_TRY(guest_raise(op, host, bringup, *vm, &next, err));
+    KLP_TRY(guest_raise(op, bringup, *vm, &next, err));
 
     klp_op_phase(op, "commit");
     next.state = KLP_AGENT_RUNNING;

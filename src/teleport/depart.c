@@ -162,60 +162,6 @@ static kelpie_outcome quiesce(const struct kelpie_op *op, struct move *move,
     return KLP_OK;
 }
 
-struct blob { /* agent state on its way into the store */
-    const struct kelpie_op *op;
-    struct klp_store_writer *writer;
-    kelpie_outcome outcome;
-    struct kelpie_error *error;
-};
-
-static bool blob_take(void *arg, const void *data, size_t size)
-{
-    struct blob *blob = arg;
-    blob->outcome = klp_store_write(blob->op, blob->writer, data, size, &blob->error);
-    return kelpie_is_ok(blob->outcome);
-}
-
-static kelpie_outcome checkpoint_state(const struct kelpie_op *op, struct move *move,
-                                       struct klp_manifest *manifest, struct kelpie_error **err)
-{
-    struct klp_guest *guest;
-    struct blob blob = {.op = op};
-    bool existed;
-    KLP_TRY(klp_vm_guest(op, move->departure->vm, &guest, err));
-    KLP_TRY(klp_store_begin(op, move->host->snapshots.store, KLP_OBJECT_BLOB, &blob.writer, err));
-    kelpie_outcome outcome =
-        klp_guest_get(op, guest, KLP_GUEST_CHECKPOINT, NULL, blob_take, &blob, err);
-    if (!kelpie_is_ok(blob.outcome)) {
-        klp_error_clear(err);
-        klp_error_move(err, &blob.error);
-        outcome = blob.outcome;
-    }
-    if (!kelpie_is_ok(outcome)) {
-        klp_store_abandon(blob.writer);
-        return outcome;
-    }
-    return klp_store_commit(op, blob.writer, &manifest->agent_state.digest,
-                            &manifest->agent_state.size, &existed, err);
-}
-
-/* 4 of a checkpoint: the agent's own state, no memory. */
-static kelpie_outcome final_checkpoint(const struct kelpie_op *op, struct move *move,
-                                       struct klp_manifest *out, struct kelpie_error **err)
-{
-    const struct klp_departure *departure = move->departure;
-    *out = (struct klp_manifest){.kind = KLP_KIND_CHECKPOINT,
-                                 .seq = departure->seq,
-                                 .epoch = departure->record->epoch,
-                                 .created_wall_ns = klp_wall_ns(op->env)};
-    klp_random_id(op->env, out->id);
-    memcpy(out->generation, departure->record->generation, sizeof(out->generation));
-    if (departure->env != NULL)
-        out->env = klp_texts_copy(departure->env);
-    KLP_REQUIRE(klp_identity_copy(departure->identity, &out->agent, err));
-    return checkpoint_state(op, move, out, err);
-}
-
 /* 4 with memory: what changed since the pre-copy, and the device state. */
 static kelpie_outcome final_memory(const struct kelpie_op *op, struct move *move,
                                    struct klp_manifest *out, struct kelpie_error **err)
@@ -236,10 +182,13 @@ static kelpie_outcome final_write(const struct kelpie_op *op, struct move *move,
                                   struct klp_digest *out, struct kelpie_error **err)
 {
     struct klp_manifest manifest = {.kind = KLP_KIND_NONE};
+    struct klp_snapshot_request request;
     klp_op_phase(op, "final");
-    kelpie_outcome outcome = move->departure->checkpoint
-                                 ? final_checkpoint(op, move, &manifest, err)
-                                 : final_memory(op, move, &manifest, err);
+    snapshot_request(move, &request);
+    kelpie_outcome outcome =
+        move->departure->checkpoint
+            ? klp_checkpoint_write(op, move->host, &request, move->departure->vm, &manifest, err)
+            : final_memory(op, move, &manifest, err);
     if (kelpie_is_ok(outcome))
         outcome = klp_snapshot_publish(op, &move->host->snapshots, &manifest, out, err);
     klp_manifest_finish(&manifest);

@@ -128,6 +128,26 @@ KELPIE_MUST_USE kelpie_outcome klp_record_change(const struct kelpie_op *op,
                                                  struct klp_agent_record *next,
                                                  struct kelpie_error **err);
 
+/* ---- checkpoints (checkpoint.c): the agent's own state, no memory; any architecture. */
+/* The workload is frozen. Fills a manifest of kind CHECKPOINT; finish it (also on failure). */
+KELPIE_MUST_USE kelpie_outcome klp_checkpoint_write(const struct kelpie_op *op,
+                                                    struct klp_host *host,
+                                                    const struct klp_snapshot_request *request,
+                                                    struct kelpie_vm *vm, struct klp_manifest *out,
+                                                    struct kelpie_error **err);
+/* prepare and thawed of a klp_bringup whose parts are a template: a fresh guest takes the agent's
+ * name, environment and state before anybody can see it, then starts its main process. arg: */
+struct klp_checkpoint {
+    struct klp_host *host;
+    const struct klp_manifest *manifest;
+};
+KELPIE_MUST_USE kelpie_outcome klp_checkpoint_prepare(const struct kelpie_op *op, void *checkpoint,
+                                                      struct kelpie_vm *vm,
+                                                      struct kelpie_error **err);
+KELPIE_MUST_USE kelpie_outcome klp_checkpoint_thawed(const struct kelpie_op *op, void *checkpoint,
+                                                     struct kelpie_vm *vm,
+                                                     struct kelpie_error **err);
+
 /* Quiesce for any snapshot: freeze the workload inside the guest (hooks, file systems). thaw undoes
  * it. */
 KELPIE_MUST_USE kelpie_outcome klp_workload_freeze(const struct kelpie_op *op, struct kelpie_vm *vm,
