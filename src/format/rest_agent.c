@@ -156,6 +156,8 @@ static bool snapshot_get(const struct klp_json *json, struct klp_snapshot_info *
     KLP_CHECK(klp_wire_get_name(json, "name", KLP_JSON_OPTIONAL, out->name, err));
     KLP_CHECK(klp_wire_get_name(json, "agent", KLP_JSON_OPTIONAL, out->agent, err));
     KLP_CHECK(klp_rest_get_kind(json, &out->kind, err));
+    if (out->kind == KLP_KIND_NONE)
+        return klp_refuse(err, KELPIE_E_INVALID, "field 'kind' is missing");
     KLP_CHECK(digest_text_get(json, "parent", out->parent, err));
     KLP_CHECK(klp_wire_get_arch(json, "arch", &out->arch, err));
     KLP_CHECK(klp_wire_get_text(json, "backend", KLP_JSON_OPTIONAL, out->backend,

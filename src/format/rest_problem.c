@@ -5,16 +5,7 @@
 #include "base/fmt.h"
 #include "format/rest_inside.h"
 
-#define RETRY_TEXT_SIZE 64
-
-void klp_rest_error_text(const struct kelpie_error *err, struct klp_buf *out)
-{
-    for (const struct kelpie_error *at = err; at != NULL; at = kelpie_error_cause(at)) {
-        if (at != err)
-            klp_buf_append_text(out, ": ");
-        klp_buf_append_text(out, kelpie_error_message(at));
-    }
-}
+#define URI_SIZE_MAX 128u
 
 static bool is_retryable(enum kelpie_code code)
 {
@@ -28,15 +19,6 @@ static enum kelpie_code code_of(const struct kelpie_error *err)
     return code == KELPIE_E_NONE ? KELPIE_E_INTERNAL : code;
 }
 
-static void message_set(struct klp_json *json, const char *key, const struct kelpie_error *err)
-{
-    /* A message is bounded, the length of a chain is not: what does not fit is cut between causes.
-     */
-    KLP_AUTO(buf) struct klp_buf text = KLP_BUF_INIT(2 * KLP_ERROR_TEXT_MAX);
-    klp_rest_error_text(err, &text);
-    klp_json_set_text_n(json, key, klp_buf_text(&text), text.size);
-}
-
 static void reasons_set(struct klp_json *json, const struct kelpie_error *err)
 {
     struct klp_json *reasons = klp_json_array();
@@ -48,14 +30,14 @@ static void reasons_set(struct klp_json *json, const struct kelpie_error *err)
 struct klp_json *klp_rest_problem_encode(const struct kelpie_error *err, const char *operation_id)
 {
     enum kelpie_code code = code_of(err);
-    KLP_AUTO(buf) struct klp_buf text = KLP_BUF_INIT(RETRY_TEXT_SIZE + KLP_ID_SIZE);
+    KLP_AUTO(buf) struct klp_buf text = KLP_BUF_INIT(URI_SIZE_MAX);
     struct klp_json *json = klp_json_object();
     bool has_operation = operation_id != NULL && operation_id[0] != '\0';
     klp_buf_append_format(&text, "urn:kelpie:error:%s", kelpie_code_name(code));
     klp_json_set_text(json, "type", klp_buf_text(&text));
     klp_json_set_text(json, "title", kelpie_code_text(code));
     klp_json_set_i64(json, "status", kelpie_code_http(code));
-    message_set(json, "detail", err);
+    klp_json_set_text(json, "detail", kelpie_error_message(err));
     klp_buf_clear(&text);
     klp_buf_append_format(&text, "/v1/operations/%s", has_operation ? operation_id : "");
     klp_json_set_text(json, "instance", has_operation ? klp_buf_text(&text) : NULL);
@@ -73,7 +55,7 @@ void klp_rest_error_line(const struct kelpie_error *err, int exit_status, struct
     klp_json_set_text(json, "type", "error");
     klp_json_set_text(json, "code", kelpie_code_name(code_of(err)));
     klp_json_set_i64(json, "exit", exit_status);
-    message_set(json, "message", err);
+    klp_json_set_text(json, "message", kelpie_error_message(err));
     reasons_set(json, err);
     klp_wire_set_text(json, "remedy", kelpie_error_remedy(err));
     klp_json_print(json, out);
