@@ -355,7 +355,9 @@ static bool record_decode(const struct check *check, const struct klp_record *re
             return klp_refuse(check->err, KELPIE_E_UNSUPPORTED,
                               "machine description: unknown record %u must not be ignored",
                               record->tag);
-        return record->tag >= tag || wrong(check, "a record", "is out of order");
+        /* Only behind all of ours: else the last tag would hide that some are missing. */
+        return (tag >= TAG_INITRAMFS && record->tag >= tag) ||
+               wrong(check, "a record", "is missing or out of order");
     }
     if (record->flags != KLP_RECORD_CRITICAL)
         return wrong(check, "a record", "has the wrong flags");

@@ -289,6 +289,26 @@ static void test_format_machine__records_of_a_later_release(void **state)
                 KELPIE_E_UNSUPPORTED, "501");
 }
 
+/* The last record's tag says nothing about those that should have come before it. */
+static void test_format_machine__later_records_hide_no_missing_ones(void **state)
+{
+    (void)state;
+    for (size_t cut = 0; cut < SINGLE_COUNT; cut++) {
+        struct klp_buf bytes KLP_AUTO(buf) = KLP_BUF_INIT(16384);
+        struct klp_buf whole KLP_AUTO(buf) = KLP_BUF_INIT(16384);
+        struct klp_machine machine;
+        struct klp_record record;
+        size_t at = 0;
+        kit_hex(&whole, EXAMPLE_HEX);
+        for (size_t i = 0; i < cut; i++)
+            assert_int_equal(klp_record_next(klp_buf_view(&whole), &at, &record, NULL), 1);
+        klp_buf_append(&bytes, whole.data, at);
+        klp_record_append(&bytes, 500, 0, "later", 5);
+        KIT_REFUSED(klp_machine_decode(klp_buf_view(&bytes), &machine, &err), false,
+                    KELPIE_E_CORRUPT, "missing");
+    }
+}
+
 static void test_format_machine__every_cut_is_refused(void **state)
 {
     struct klp_buf bytes KLP_AUTO(buf) = KLP_BUF_INIT(16384);
@@ -318,6 +338,7 @@ int main(void)
         cmocka_unit_test(test_format_machine__malformed_values),
         cmocka_unit_test(test_format_machine__too_many_devices),
         cmocka_unit_test(test_format_machine__records_of_a_later_release),
+        cmocka_unit_test(test_format_machine__later_records_hide_no_missing_ones),
         cmocka_unit_test(test_format_machine__every_cut_is_refused),
     };
     return cmocka_run_group_tests_name("format_machine", tests, NULL, NULL);
