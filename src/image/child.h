@@ -7,6 +7,12 @@
 
 #include "env/env.h"
 
+/* The message in *err, for a wrapping message that says why itself. Borrowed; stays alive as its cause. */
+static inline const char *klp_error_why(struct kelpie_error *const *err)
+{
+    return err != NULL && *err != NULL ? kelpie_error_message(*err) : "";
+}
+
 struct klp_child {
     const char *const *argv; /* NULL-terminated; argv[0] is looked up in the system's directories */
     const char *directory;   /* NULL = "/" */

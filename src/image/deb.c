@@ -246,7 +246,8 @@ static bool piece_read(void *arg, struct klp_bytes piece, struct kelpie_error **
             reading->ended = true;
             break;
         case KLP_TAR_BAD:
-            return klp_wrap_refusal(err, "cannot read package '%s'", reading->name);
+            return klp_wrap_refusal(err, "cannot read package '%s': %s", reading->name,
+                                    klp_error_why(err));
         }
     }
     return true; /* what follows the end is padding */
@@ -273,7 +274,8 @@ kelpie_outcome klp_deb_read(const struct kelpie_op *op, int fd, const char *name
     KLP_AUTO(reading) struct reading reading = {0};
     KLP_REQUIRE(reading_init(&reading, name, take, err));
     struct klp_child child = {.argv = argv, .stdin_fd = fd, .each = piece_read, .arg = &reading};
-    KLP_TRY(klp_wrap(err, klp_child_run(op, &child, err), "cannot unpack package '%s'", name));
+    kelpie_outcome outcome = klp_child_run(op, &child, err);
+    KLP_TRY(klp_wrap(err, outcome, "cannot unpack package '%s': %s", name, klp_error_why(err)));
     KLP_REQUIRE(end_check(&reading, err));
     return KLP_OK;
 }

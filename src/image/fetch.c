@@ -128,7 +128,7 @@ bool klp_fetch_line_parse(const char *line, struct klp_package *out, struct kelp
                                package.sha256.bytes, KLP_DIGEST_BYTES);
     size_t name_size = good ? strcspn(field[0], "_") : 0;
     if (!good || name_size == 0 || name_size >= sizeof(package.name))
-        return klp_refuse(err, KELPIE_E_PROTOCOL, "cannot understand apt-get's answer '%.120s'",
+        return klp_refuse(err, KELPIE_E_PROTOCOL, "cannot understand apt-get's answer '%.*s'", 120,
                           line);
     if (package.size > KLP_PACKAGE_SIZE_MAX)
         return klp_refuse(err, KELPIE_E_LIMIT, "cannot use package '%.*s': larger than %u bytes",
@@ -316,8 +316,8 @@ static bool packages_place(struct klp_dir *cache, struct klp_dir *partial,
     for (size_t i = 0; i < count; i++) {
         int fd = -1;
         if (!package_open_at(klp_dir_fd(partial), missing[i], &fd, err))
-            return klp_wrap_refusal(err, "cannot use the download of package '%s'",
-                                    missing[i]->name);
+            return klp_wrap_refusal(err, "cannot use the download of package '%s': %s",
+                                    missing[i]->name, klp_error_why(err));
         close(fd);
         if (renameat(klp_dir_fd(partial), missing[i]->file, klp_dir_fd(cache), missing[i]->file) !=
             0)

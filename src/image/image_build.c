@@ -331,7 +331,8 @@ static bool kernel_write(const struct building *building, struct klp_image_parts
     struct klp_bytes bytes = {node->data, node->size};
     struct klp_sink sink = {spool_write, &spool};
     if (!klp_kernel_unpack(bytes, building->build->arch, sink, err))
-        return klp_wrap_refusal(err, "cannot use package '%s'", building->packages[KERNEL].file);
+        return klp_wrap_refusal(err, "cannot use package '%s': %s", building->packages[KERNEL].file,
+                                klp_error_why(err));
     return spool_end(&spool, &parts->image.kernel, &parts->kernel_fd, err);
 }
 

@@ -40,8 +40,8 @@ bool klp_layout_path(const char *path, char *out, struct kelpie_error **err)
     }
     int size = snprintf(out, KLP_TREE_PATH_MAX + 1, "%s%s", prefix, rest);
     if (size < 0 || (size_t)size > KLP_TREE_PATH_MAX)
-        return klp_refuse(err, KELPIE_E_CORRUPT, "cannot place '%.60s...': the path is too long",
-                          path);
+        return klp_refuse(err, KELPIE_E_CORRUPT,
+                          "cannot place a file: a path of %zu bytes is too long", strlen(path));
     return klp_tree_path_check(out, err);
 }
 

@@ -23,12 +23,21 @@ static const char *const terminals[] = {
     NULL,
 };
 
+/* libc loads it by name when a thread ends by pthread_exit, as Python's daemon threads do: no
+ * program names it, so the closure of libraries does not find it. */
+static const char *const unwinder[] = {
+    "usr/lib/x86_64-linux-gnu/libgcc_s.so.1",
+    "usr/lib/aarch64-linux-gnu/libgcc_s.so.1",
+    NULL,
+};
+
 static const struct klp_recipe_part python_parts[] = {
     {"python3.11-minimal", KLP_PART_FILES, interpreter_files},
     {"python3-minimal", KLP_PART_FILES, alias_files},
     {"libpython3.11-minimal", KLP_PART_FILES, standard_library},
     {"libpython3.11-stdlib", KLP_PART_FILES, standard_library},
     {"ncurses-base", KLP_PART_FILES, terminals},
+    {"libgcc-s1", KLP_PART_FILES, unwinder},
     {"libc6", KLP_PART_LIBRARY, NULL},
     {"libcrypt1", KLP_PART_LIBRARY, NULL},
     {"zlib1g", KLP_PART_LIBRARY, NULL},
@@ -129,6 +138,7 @@ static bool is_ballast(const char *path)
         "/lib-dynload/_ctypes_test.", "/lib-dynload/_dbm.", "/lib-dynload/_test",
         "/lib-dynload/_xxtestfuzz.",  "/lib-dynload/nis.",  "/lib-dynload/ossaudiodev.",
         "/lib-dynload/xxlimited",     "/turtle.py",         "/EXTERNALLY-MANAGED",
+        "/_distutils_system_mod.py",
     };
     for (size_t i = 0; i < KLP_COUNT(directories); i++)
         if (strstr(path, directories[i]) != NULL)

@@ -40,8 +40,8 @@ static bool component_is_good(const char *text, size_t size)
 bool klp_tree_path_check(const char *path, struct kelpie_error **err)
 {
     if (strlen(path) > KLP_TREE_PATH_MAX)
-        return klp_refuse(err, KELPIE_E_CORRUPT, "cannot place '%.60s...': the path is too long",
-                          path);
+        return klp_refuse(err, KELPIE_E_CORRUPT,
+                          "cannot place a file: a path of %zu bytes is too long", strlen(path));
     for (const char *at = path;; at++) {
         size_t size = strcspn(at, "/");
         if (!component_is_good(at, size))
