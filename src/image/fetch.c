@@ -344,7 +344,6 @@ static kelpie_outcome missing_get(const struct kelpie_op *op, const struct comma
 {
     char path[PATH_MAX];
     KLP_AUTO(dir) struct klp_dir *partial = NULL;
-    KLP_REQUIRE(klp_dir_remove_tree(cache, PARTIAL, err));
     KLP_REQUIRE(klp_dir_open_at(cache, PARTIAL, true, &partial, err));
     KLP_REQUIRE(directory_path(partial, path, err));
     KLP_AUTO(kelpie_error) struct kelpie_error *why = NULL;
@@ -370,6 +369,7 @@ kelpie_outcome klp_fetch_packages(const struct kelpie_op *op, enum klp_arch arch
     KLP_ASSERT(count <= KLP_PACKAGES_MAX);
     KLP_REQUIRE(klp_dir_open(op->env, cache_dir, true, &cache, err));
     KLP_TRY(cache_lock(op, cache, err));
+    KLP_REQUIRE(klp_dir_remove_tree(cache, PARTIAL, err)); /* of a builder that was killed */
     for (size_t i = 0; i < count; i++) {
         if (package_is_in(klp_dir_fd(cache), &packages[i]))
             continue;
