@@ -88,6 +88,7 @@ KELPIE_MUST_USE kelpie_outcome klp_registry_node_remove(const struct kelpie_op *
 
 const char *klp_registry_name(const struct klp_registry *registry);
 void klp_registry_destroy(struct klp_registry *registry);
+KLP_AUTO_DEFINE(registry, struct klp_registry *, klp_registry_destroy)
 
 /* ---- for implementations only: rows of text; the wrappers encode, decode, check. */
 struct klp_registry_ops {

@@ -27,6 +27,7 @@
 #define BUSY_MS 5         /* waited inside SQLite, with the mutex held */
 #define PAUSE_MAX_MS 16   /* between two tries, with the mutex free */
 #define VALUE_BYTES_MAX 65536
+#define CHUNK_BYTES (256 * 1024) /* the file grows by: room for a checkpoint on a full disk */
 
 static const char SCHEMA[] =
     "CREATE TABLE agents ("
@@ -196,6 +197,9 @@ static int options_set(struct klp_sqlite *sqlite)
                           "PRAGMA mmap_size = 0; PRAGMA cell_size_check = 1;"
                           "PRAGMA fullfsync = 1; PRAGMA checkpoint_fullfsync = 1;",
                           NULL, NULL, NULL);
+    int chunk = CHUNK_BYTES;
+    if (rc == SQLITE_OK)
+        rc = sqlite3_file_control(sqlite->db, "main", SQLITE_FCNTL_CHUNK_SIZE, &chunk);
     (void)sqlite3_limit(sqlite->db, SQLITE_LIMIT_LENGTH, VALUE_BYTES_MAX);
     (void)sqlite3_limit(sqlite->db, SQLITE_LIMIT_ATTACHED, 0);
     return rc;
@@ -314,6 +318,9 @@ bool klp_sqlite_open(struct klp_sqlite *sqlite, struct kelpie_error **err)
         return klp_refuse(err, KELPIE_E_CORRUPT, "cannot use registry '%s': the file is damaged",
                           sqlite->path);
     KLP_CHECK(statements_prepare(sqlite, err));
+    /* Gives a new file its first chunk; an old one has it, and a log left to others is no trouble.
+     */
+    (void)pragma(sqlite, "PRAGMA wal_checkpoint(PASSIVE)", NULL, NULL);
     rc = sqlite3_busy_timeout(sqlite->db, BUSY_MS);
     return rc == SQLITE_OK || refuse(sqlite, rc, err);
 }
