@@ -100,6 +100,7 @@ static void test_format_image__damaged_and_newer_ones(void **state)
         {"30000000", "-1", KELPIE_E_CORRUPT, "size_bytes"},
         {"1111", "111g", KELPIE_E_CORRUPT, "digest"},
         {DIGEST("1111"), DIGEST("0000"), KELPIE_E_CORRUPT, "kernel"},
+        {"quiet", "quiet\x7f", KELPIE_E_CORRUPT, "cmdline"},
         {"quiet", "quiet\\n", KELPIE_E_CORRUPT, "cmdline"},
         {"quiet", "qui\xc3\xa4t", KELPIE_E_CORRUPT, "cmdline"},
         {"\"3333", "\"333", KELPIE_E_CORRUPT, "guest"},

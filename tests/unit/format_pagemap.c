@@ -311,6 +311,7 @@ static void test_format_pagemap__runs_are_checked(void **state)
     assert_runs_corrupt("02 01 04 01 00 00 04", "out of order");   /* frame 1 first */
     assert_runs_corrupt("01 01 08 00 00", "no frame holds");       /* 7 pages in all */
     assert_runs_corrupt("02 01 07 00 03 00 01", "no frame holds"); /* slot 3 of 3 */
+    assert_runs_corrupt("02 01 04 00 03 00 04", "no frame holds"); /* not slot 0 of the next */
     assert_runs_corrupt("02 01 07 00 10 00 01", "malformed run");  /* slot 16 */
     assert_runs_corrupt("02 01 07 02 00 00 01", "no frame holds");
     assert_runs_corrupt("02 01 07 80 80 01 00 00 01", "malformed run"); /* frame 16384 */
@@ -387,6 +388,9 @@ static void test_format_pagemap__pages_are_compared_by_where_they_lie(void **sta
     assert_false(klp_leaf_page_equal(&a, &b, 4));
     b.frames[1] = a.frames[1];
     b.frames[1].offset += 8;
+    assert_false(klp_leaf_page_equal(&a, &b, 4));
+    b.frames[1] = a.frames[1];
+    b.frames[1].size += 8;
     assert_false(klp_leaf_page_equal(&a, &b, 4));
     b.frames[1] = a.frames[1];
     b.frames[1].digest.bytes[31] ^= 1;
