@@ -103,7 +103,7 @@ bool klp_deb_data_find(int fd, const char *name, struct klp_ar_member *out,
     bool found = false;
     uint64_t at = AR_MAGIC_SIZE, end = (uint64_t)info.st_size;
     for (unsigned i = 0; at < end; i++) {
-        struct klp_ar_member member;
+        struct klp_ar_member member = {0};
         if (i == AR_MEMBERS_MAX)
             return damaged(err, name, "it has too many members");
         KLP_CHECK(header_read(fd, at, name, &member, err));

@@ -89,7 +89,7 @@ static bool entry_check(struct klp_bytes vmlinux, struct kelpie_error **err)
 
 static bool bzimage_unpack(struct klp_bytes image, struct klp_sink sink, struct kelpie_error **err)
 {
-    struct klp_bytes payload = {NULL, 0};
+    struct klp_bytes payload = image;
     KLP_CHECK(payload_find(image, &payload, err));
     if (u32_at(payload, 0) != LZ4_LEGACY_MAGIC)
         return klp_refuse(err, KELPIE_E_UNSUPPORTED,
