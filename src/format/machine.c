@@ -34,7 +34,7 @@ enum field_kind { FIELD_NUMBER, FIELD_DIGEST, FIELD_WORD, FIELD_TEXT, FIELD_LINE
 struct machine_field {
     uint16_t tag;
     uint8_t kind;
-    const char *name;
+    char name[18];       /* no pointer: the tables stay in read-only data, also with -fPIC */
     size_t offset, size; /* of the member; a text's with its NUL */
 };
 

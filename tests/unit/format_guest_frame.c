@@ -128,6 +128,9 @@ static void test_format_guest_frame__largest_body(void **state)
                            (struct klp_bytes){body, KLP_FRAME_BODY_MAX + 1});
     KIT_REFUSED(klp_buf_check(&bytes, "frame", &err), false, KELPIE_E_LIMIT, "frame");
     assert_int_equal(bytes.size, 16 + KLP_FRAME_BODY_MAX);
+    klp_buf_clear(&bytes);
+    klp_field_append(&bytes, KLP_TAG_ARG, body, (size_t)UINT32_MAX + 1); /* nothing is read of it */
+    assert_true(bytes.over_limit);
     free(body);
 }
 

@@ -185,6 +185,14 @@ static void test_format_records__every_length_is_padded_to_8(void **state)
     }
 }
 
+static void test_format_records__a_record_of_4_gib_is_told(void **state)
+{
+    struct klp_buf bytes KLP_AUTO(buf) = KLP_BUF_INIT(SIZE_MAX);
+    (void)state;
+    klp_record_append(&bytes, 1, 0, "", (size_t)UINT32_MAX + 1); /* nothing is read of it */
+    KIT_REFUSED(klp_buf_check(&bytes, "records", &err), false, KELPIE_E_LIMIT, "records");
+}
+
 static void test_format_records__cut_records(void **state)
 {
     struct klp_buf bytes KLP_AUTO(buf) = KLP_BUF_INIT(4096);
@@ -237,6 +245,7 @@ int main(void)
         cmocka_unit_test(test_format_records__short_headers),
         cmocka_unit_test(test_format_records__records_example),
         cmocka_unit_test(test_format_records__every_length_is_padded_to_8),
+        cmocka_unit_test(test_format_records__a_record_of_4_gib_is_told),
         cmocka_unit_test(test_format_records__cut_records),
         cmocka_unit_test(test_format_records__bent_records),
     };
