@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the files of node/ share. Locking: `mutex` guards the tables and every field marked (m), and is never held over
- * a call that blocks. An agent's op slot is held by whoever changes it; fields marked (s) belong to the holder. */
+/* What the files of node/ share. Locking: `mutex` guards the tables and every field marked (m), and
+ * is never held over a call that blocks. An agent's op slot is held by whoever changes it; fields
+ * marked (s) belong to the holder. */
 #ifndef KLP_NODE_INSIDE_H
 #define KLP_NODE_INSIDE_H
 
@@ -10,33 +11,33 @@
 #define NODE_AGENTS_MAX 4096
 #define NODE_OPERATIONS_MAX 256 /* remembered */
 #define NODE_EVENTS_MAX 1024
-#define NODE_BASES_MAX 4        /* resident template layers */
+#define NODE_BASES_MAX 4 /* resident template layers */
 #define NODE_ARRIVALS_MAX 32
-#define NODE_FORKS_MAX 64       /* of one operation */
+#define NODE_FORKS_MAX 64 /* of one operation */
 #define NODE_CLEANUP_MS 20000
 
 /* One run of an agent's VM on this node: from bring-up until the VM is let go of. */
 struct life {
     struct node_agent *agent;
     struct kelpie_vm *vm;
-    unsigned users;             /* (m) execs and the like */
-    struct klp_cancel *cancel;  /* ends the two tasks */
+    unsigned users;                      /* (m) execs and the like */
+    struct klp_cancel *cancel;           /* ends the two tasks */
     struct klp_task *watcher, *follower; /* death of the VM; output and end of the main process */
 };
 
 struct node_agent {
-    struct klp_list link;       /* (m) */
+    struct klp_list link; /* (m) */
     struct klp_node *node;
     char id[KLP_ID_SIZE], name[KLP_NAME_SIZE];
-    bool busy;                  /* (m) the op slot */
-    bool forgotten;             /* (m) not in the table any more */
-    unsigned references;        /* (m) */
-    struct klp_agent_record record; /* (s), copied under (m) */
-    struct life *life;          /* (m) to read, (s) to change; NULL = no VM here */
+    bool busy;                          /* (m) the op slot */
+    bool forgotten;                     /* (m) not in the table any more */
+    unsigned references;                /* (m) */
+    struct klp_agent_record record;     /* (s), copied under (m) */
+    struct life *life;                  /* (m) to read, (s) to change; NULL = no VM here */
     struct klp_agent_identity identity; /* (s) */
-    char **env;                 /* (s) */
-    uint64_t seq;               /* (s) of the last snapshot */
-    struct klp_digest template_; /* (s) the VM was cloned from; zero = none */
+    char **env;                         /* (s) */
+    uint64_t seq;                       /* (s) of the last snapshot */
+    struct klp_digest template_;        /* (s) the VM was cloned from; zero = none */
     bool remove_at_end;
 };
 
@@ -74,23 +75,23 @@ struct arrival_slot {
 };
 
 struct klp_node {
-    struct klp_host host;       /* first: the teleport's view */
+    struct klp_host host; /* first: the teleport's view */
     struct klp_node_options options;
     char name[KLP_NAME_SIZE];
     char *endpoint;
     struct klp_mutex *mutex;
-    struct klp_cond *changed;   /* any (m) field */
+    struct klp_cond *changed; /* any (m) field */
     struct klp_samples *samples;
     struct klp_dir *agents_dir, *notes_dir, *operations_dir;
-    struct klp_list agents, operations, chores; /* (m) */
-    unsigned agent_count, operation_count;      /* (m) */
-    struct base bases[NODE_BASES_MAX];          /* (m) */
-    uint64_t base_clock;                        /* (m) */
-    bool template_busy;                         /* (m) one template is booted at a time */
+    struct klp_list agents, operations, chores;      /* (m) */
+    unsigned agent_count, operation_count;           /* (m) */
+    struct base bases[NODE_BASES_MAX];               /* (m) */
+    uint64_t base_clock;                             /* (m) */
+    bool template_busy;                              /* (m) one template is booted at a time */
     struct arrival_slot arrivals[NODE_ARRIVALS_MAX]; /* (m) */
-    struct klp_event events[NODE_EVENTS_MAX];   /* (m) ring */
-    uint64_t event_seq;                         /* (m) of the last */
-    struct klp_cancel *cancel;                  /* ends the node's own tasks */
+    struct klp_event events[NODE_EVENTS_MAX];        /* (m) ring */
+    uint64_t event_seq;                              /* (m) of the last */
+    struct klp_cancel *cancel;                       /* ends the node's own tasks */
     struct klp_task *lease_task, *janitor;
     bool draining;
 };
@@ -101,7 +102,8 @@ static inline struct klp_node *node_from_host(struct klp_host *host)
 }
 
 /* ---- table.c: agents by name, references, op slots, lives */
-/* Borrowed until agent_put. NOT_FOUND, or CONFLICT naming the node that owns it. Loads what only the registry has. */
+/* Borrowed until agent_put. NOT_FOUND, or CONFLICT naming the node that owns it. Loads what only
+ * the registry has. */
 KELPIE_MUST_USE kelpie_outcome agent_get(const struct kelpie_op *op, struct klp_node *node,
                                          const char *name, struct node_agent **out,
                                          struct kelpie_error **err);
@@ -125,15 +127,18 @@ static inline void agent_auto_give(struct node_agent **agent)
 }
 #define AUTO_AGENT __attribute__((cleanup(agent_auto_give)))
 void record_copy(struct node_agent *agent, struct klp_agent_record *out);
-/* Changes the record through the registry; `next` is consumed. Publishes an event on a new state. */
+/* Changes the record through the registry; `next` is consumed. Publishes an event on a new state.
+ */
 KELPIE_MUST_USE kelpie_outcome record_set(const struct kelpie_op *op, struct node_agent *agent,
                                           struct klp_agent_record *next, struct kelpie_error **err);
 /* For callers that got the record from the protocol. */
 void record_adopt(struct node_agent *agent, const struct klp_agent_record *record);
-KELPIE_MUST_USE bool agent_save(struct node_agent *agent, struct kelpie_error **err); /* STATE/agents/ID/config */
+KELPIE_MUST_USE bool agent_save(struct node_agent *agent,
+                                struct kelpie_error **err); /* STATE/agents/ID/config */
 KELPIE_MUST_USE bool agent_load(struct node_agent *agent, struct kelpie_error **err);
-KELPIE_MUST_USE bool agent_take_manifest(struct node_agent *agent, const struct klp_manifest *manifest,
-                                         struct kelpie_error **err); /* identity, env, seq, template from it */
+KELPIE_MUST_USE bool
+agent_take_manifest(struct node_agent *agent, const struct klp_manifest *manifest,
+                    struct kelpie_error **err); /* identity, env, seq, template from it */
 
 /* ---- life.c */
 void life_begin(struct node_agent *agent, struct kelpie_vm *vm);
@@ -156,21 +161,26 @@ KELPIE_MUST_USE kelpie_outcome template_get(const struct kelpie_op *op, struct k
 KELPIE_MUST_USE kelpie_outcome base_get(const struct kelpie_op *op, struct klp_host *host,
                                         const struct klp_digest *digest, struct klp_layer **out,
                                         struct kelpie_error **err);
-void base_keep(struct klp_node *node, const struct klp_digest *digest, struct klp_layer *layer); /* shares it */
+void base_keep(struct klp_node *node, const struct klp_digest *digest,
+               struct klp_layer *layer); /* shares it */
 void bases_drop(struct klp_node *node);
-/* The template of an image on that factory, booted now if the store has none. out_image, out_version may be NULL. */
+/* The template of an image on that factory, booted now if the store has none. out_image,
+ * out_version may be NULL. */
 KELPIE_MUST_USE kelpie_outcome template_for(const struct kelpie_op *op, struct klp_node *node,
                                             struct kelpie_vm_factory *factory,
                                             const struct klp_agent_identity *identity,
                                             struct klp_digest *out, struct klp_digest *out_image,
                                             char out_version[24], struct kelpie_error **err);
-struct kelpie_vm_factory *factory_pick(struct klp_node *node, const char *backend, enum klp_arch arch);
+struct kelpie_vm_factory *factory_pick(struct klp_node *node, const char *backend,
+                                       enum klp_arch arch);
 KELPIE_MUST_USE kelpie_outcome image_load(const struct kelpie_op *op, struct klp_node *node,
-                                          const char *name, enum klp_arch arch, struct klp_image *out,
-                                          struct klp_digest *out_digest, struct kelpie_error **err);
+                                          const char *name, enum klp_arch arch,
+                                          struct klp_image *out, struct klp_digest *out_digest,
+                                          struct kelpie_error **err);
 
 /* ---- lifecycle.c */
-/* From a template: a first start, or one after a stop. Slot held; record CREATED, STOPPED or CRASHED. */
+/* From a template: a first start, or one after a stop. Slot held; record CREATED, STOPPED or
+ * CRASHED. */
 KELPIE_MUST_USE kelpie_outcome start_cold(const struct kelpie_op *op, struct node_agent *agent,
                                           struct kelpie_error **err);
 /* From a manifest (record.manifest). */
@@ -192,7 +202,8 @@ struct parent_hold {
     bool has_template, has_last;
 };
 KELPIE_MUST_USE kelpie_outcome parent_find(const struct kelpie_op *op, struct node_agent *agent,
-                                           struct parent_hold *hold, struct klp_snapshot_parent *out,
+                                           struct parent_hold *hold,
+                                           struct klp_snapshot_parent *out,
                                            struct kelpie_error **err);
 void parent_drop(struct parent_hold *hold);
 
@@ -201,6 +212,9 @@ void event_post(struct klp_node *node, const char *type, const char *agent, cons
     KLP_PRINTF(4, 5);
 KELPIE_MUST_USE kelpie_outcome recover(const struct kelpie_op *op, struct klp_node *node,
                                        struct kelpie_error **err);
+/* Tells a VM's keeper whose VM it is. */
+KELPIE_MUST_USE kelpie_outcome meta_put(const struct kelpie_op *op, struct kelpie_vm *vm,
+                                        const char *agent_id, struct kelpie_error **err);
 void settle_chore(const struct kelpie_op *op, struct klp_node *node, const char *agent_id);
 void operations_close(struct klp_node *node);
 KELPIE_MUST_USE bool operations_load(struct klp_node *node, struct kelpie_error **err);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Lives of VMs on this node: who watches them, who renews their leases, and what is done when one ends by itself. */
+/* Lives of VMs on this node: who watches them, who renews their leases, and what is done when one
+ * ends by itself. */
 #include <stdarg.h>
 #include <string.h>
 
@@ -21,8 +22,7 @@ void event_post(struct klp_node *node, const char *type, const char *agent, cons
     klp_vformat(event.text, sizeof(event.text), format, args);
     va_end(args);
     klp_log(node->host.env, KLP_LOG_INFO, event.type, "agent=%s text=%s", event.agent, event.text);
-    KLP_LOCKED(node->mutex)
-    {
+    KLP_LOCKED (node->mutex) {
         event.seq = ++node->event_seq;
         node->events[event.seq % NODE_EVENTS_MAX] = event;
         klp_cond_wake(node->changed);
@@ -36,8 +36,7 @@ void chore_post(struct klp_node *node, enum chore_kind kind, const char *agent_i
     *chore = (struct chore){.kind = kind, .life = life};
     klp_text_copy(chore->agent, sizeof(chore->agent), agent_id);
     klp_format(chore->text, sizeof(chore->text), "%s", text);
-    KLP_LOCKED(node->mutex)
-    {
+    KLP_LOCKED (node->mutex) {
         klp_list_append(&node->chores, &chore->link);
         klp_cond_wake(node->changed);
     }
@@ -50,7 +49,8 @@ static void watch_run(void *arg)
     struct life *life = arg;
     struct klp_node *node = life->agent->node;
     for (;;) {
-        struct kelpie_op op = {.env = node->host.env, .deadline_ns = KLP_NO_DEADLINE, .cancel = life->cancel};
+        struct kelpie_op op = {
+            .env = node->host.env, .deadline_ns = KLP_NO_DEADLINE, .cancel = life->cancel};
         struct kelpie_error *error = NULL;
         kelpie_outcome outcome = klp_vm_watch(&op, life->vm, &error);
         klp_error_clear(&error);
@@ -72,11 +72,12 @@ static void watch_run(void *arg)
 
 struct following {
     struct klp_file *file;
-    uint64_t at; /* offset in the file: grows to LOG_FILE_MAX, then the file starts anew */
+    uint64_t at;   /* offset in the file: grows to LOG_FILE_MAX, then the file starts anew */
     uint64_t next; /* absolute offset of the guest's log not yet written */
 };
 
-static bool following_take(void *arg, uint64_t offset, bool is_stderr, const void *data, size_t size)
+static bool following_take(void *arg, uint64_t offset, bool is_stderr, const void *data,
+                           size_t size)
 {
     struct following *following = arg;
     (void)is_stderr;
@@ -108,7 +109,8 @@ static kelpie_outcome follow_once(const struct kelpie_op *op, struct life *life,
     struct klp_guest *guest;
     struct klp_guest_main end = {.state = KLP_MAIN_NONE};
     KLP_TRY(klp_vm_guest(op, life->vm, &guest, NULL));
-    KLP_TRY(klp_guest_main_log(op, guest, following->next, true, following_take, following, &end, NULL));
+    KLP_TRY(klp_guest_main_log(op, guest, following->next, true, following_take, following, &end,
+                               NULL));
     *out_ended = end.state == KLP_MAIN_EXITED;
     if (*out_ended)
         main_ended(life, &end);
@@ -139,8 +141,7 @@ void life_begin(struct node_agent *agent, struct kelpie_vm *vm)
     struct klp_env *env = agent->node->host.env;
     struct life *life = KLP_NEW(struct life);
     *life = (struct life){.agent = agent, .vm = vm, .cancel = klp_cancel_create(env)};
-    KLP_LOCKED(agent->node->mutex)
-    {
+    KLP_LOCKED (agent->node->mutex) {
         KLP_ASSERT(agent->life == NULL);
         agent->life = life;
         agent->references++;
@@ -156,8 +157,7 @@ void life_end(const struct kelpie_op *op, struct node_agent *agent, bool leave)
     struct klp_node *node = agent->node;
     struct life *life = NULL;
     struct kelpie_op cleanup = klp_op_cleanup(op, NODE_CLEANUP_MS);
-    KLP_LOCKED(node->mutex)
-    {
+    KLP_LOCKED (node->mutex) {
         life = agent->life;
         agent->life = NULL;
     }
@@ -190,8 +190,7 @@ kelpie_outcome life_borrow(struct node_agent *agent, struct life **out, struct k
 {
     struct life *life = NULL;
     enum klp_agent_state state = KLP_AGENT_NONE;
-    KLP_LOCKED(agent->node->mutex)
-    {
+    KLP_LOCKED (agent->node->mutex) {
         life = agent->life;
         state = agent->record.state;
         if (life != NULL)
@@ -210,8 +209,7 @@ kelpie_outcome life_borrow(struct node_agent *agent, struct life **out, struct k
 void life_return(struct life *life)
 {
     struct klp_node *node = life->agent->node;
-    KLP_LOCKED(node->mutex)
-    {
+    KLP_LOCKED (node->mutex) {
         life->users--;
         klp_cond_wake(node->changed);
     }
@@ -222,8 +220,7 @@ void life_return(struct life *life)
 static bool chore_is_stale(struct node_agent *agent, const struct chore *chore)
 {
     bool stale = true;
-    KLP_LOCKED(agent->node->mutex)
-    {
+    KLP_LOCKED (agent->node->mutex) {
         stale = chore->life != NULL && agent->life != chore->life;
     }
     return stale;
@@ -255,7 +252,8 @@ static void console_save(const struct kelpie_op *op, struct node_agent *agent)
         KLP_IGNORE(klp_file_write_all(dir, "console", console, strlen(console), NULL));
 }
 
-static void agent_died(const struct kelpie_op *op, struct node_agent *agent, const struct chore *chore)
+static void agent_died(const struct kelpie_op *op, struct node_agent *agent,
+                       const struct chore *chore)
 {
     bool clean = kelpie_vm_state(agent->life->vm) == KELPIE_VM_STOPPED;
     console_save(op, agent);
@@ -263,7 +261,8 @@ static void agent_died(const struct kelpie_op *op, struct node_agent *agent, con
     state_record(op, agent, clean ? KLP_AGENT_STOPPED : KLP_AGENT_CRASHED, chore->text);
 }
 
-static void agent_finished(const struct kelpie_op *op, struct node_agent *agent, const struct chore *chore)
+static void agent_finished(const struct kelpie_op *op, struct node_agent *agent,
+                           const struct chore *chore)
 {
     console_save(op, agent);
     life_end(op, agent, false);
@@ -322,7 +321,8 @@ static void chore_do(struct klp_node *node, const struct chore *chore)
 void janitor_run(void *arg)
 {
     struct klp_node *node = arg;
-    struct kelpie_op op = {.env = node->host.env, .deadline_ns = KLP_NO_DEADLINE, .cancel = node->cancel};
+    struct kelpie_op op = {
+        .env = node->host.env, .deadline_ns = KLP_NO_DEADLINE, .cancel = node->cancel};
     while (!klp_cancel_is_raised(node->cancel)) {
         struct chore *chore = NULL;
         klp_mutex_lock(node->mutex);
@@ -349,8 +349,8 @@ static void lease_renew(const struct kelpie_op *op, struct node_agent *agent, st
     struct kelpie_error *error = NULL;
     record_copy(agent, &record);
     uint64_t sent_ns = klp_boot_ns(op->env); /* the lease counts from before the renewal was sent */
-    kelpie_outcome outcome = klp_registry_renew(op, node->host.registry, agent->id, node->name,
-                                                record.epoch, &error);
+    kelpie_outcome outcome =
+        klp_registry_renew(op, node->host.registry, agent->id, node->name, record.epoch, &error);
     if (kelpie_is_ok(outcome)) {
         uint64_t fence_at = sent_ns + node->host.lease_ttl_ms * KLP_MS / 3 * 2;
         KLP_IGNORE(klp_vm_lease(op, life->vm, record.epoch, fence_at, NULL));
@@ -368,10 +368,8 @@ static void lease_renew(const struct kelpie_op *op, struct node_agent *agent, st
 static size_t lives_borrow(struct klp_node *node, struct life **out, size_t capacity)
 {
     size_t count = 0;
-    KLP_LOCKED(node->mutex)
-    {
-        KLP_LIST_EACH(item, &node->agents)
-        {
+    KLP_LOCKED (node->mutex) {
+        KLP_LIST_EACH (item, &node->agents) {
             struct node_agent *agent = KLP_CONTAINER(item, struct node_agent, link);
             if (agent->life == NULL || count == capacity)
                 continue;
@@ -423,7 +421,8 @@ void lease_run(void *arg)
         next_ns += period_ns;
         if (next_ns < klp_boot_ns(env))
             next_ns = klp_boot_ns(env); /* the host slept */
-        struct kelpie_op sleep = {.env = env, .deadline_ns = KLP_NO_DEADLINE, .cancel = node->cancel};
+        struct kelpie_op sleep = {
+            .env = env, .deadline_ns = KLP_NO_DEADLINE, .cancel = node->cancel};
         KLP_IGNORE(klp_sleep_until(&sleep, next_ns, NULL));
     }
     klp_mem_free(lives);

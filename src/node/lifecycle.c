@@ -9,7 +9,8 @@
 
 /* ---- create */
 
-struct kelpie_vm_factory *factory_pick(struct klp_node *node, const char *backend, enum klp_arch arch)
+struct kelpie_vm_factory *factory_pick(struct klp_node *node, const char *backend,
+                                       enum klp_arch arch)
 {
     for (size_t i = 0; i < node->host.factory_count; i++) {
         struct kelpie_vm_factory *factory = node->host.factories[i];
@@ -20,13 +21,13 @@ struct kelpie_vm_factory *factory_pick(struct klp_node *node, const char *backen
     return NULL;
 }
 
-static kelpie_outcome no_factory(const struct klp_node *node, const char *backend, enum klp_arch arch,
-                                 struct kelpie_error **err)
+static kelpie_outcome no_factory(const struct klp_node *node, const char *backend,
+                                 enum klp_arch arch, struct kelpie_error **err)
 {
     kelpie_outcome refused =
         klp_fail(err, KELPIE_E_UNSUPPORTED, "node '%s' does not run %s guests%s%s", node->name,
-                 arch == KLP_ARCH_NONE ? "any" : klp_arch_name(arch), backend[0] != 0 ? " with " : "",
-                 backend);
+                 arch == KLP_ARCH_NONE ? "any" : klp_arch_name(arch),
+                 backend[0] != 0 ? " with " : "", backend);
     klp_error_remedy_set(err, "kelpie doctor");
     return refused;
 }
@@ -44,15 +45,18 @@ static bool request_env_check(char *const *env, struct kelpie_error **err)
         bytes += strlen(env[count]) + 1;
     }
     if (count > KLP_ENV_MAX || bytes > KLP_ARG_BYTES_MAX)
-        return klp_refuse(err, KELPIE_E_LIMIT, "the environment is larger than %u bytes or %d entries",
+        return klp_refuse(err, KELPIE_E_LIMIT,
+                          "the environment is larger than %u bytes or %d entries",
                           KLP_ARG_BYTES_MAX, KLP_ENV_MAX);
     return true;
 }
 
 static void name_draw(struct klp_env *env, char out[KLP_NAME_SIZE])
 {
-    static const char *const first[] = {"able", "bold", "calm", "deft", "eager", "fair", "glad", "keen"};
-    static const char *const second[] = {"alder", "birch", "cedar", "fern", "hazel", "larch", "maple", "rowan"};
+    static const char *const first[] = {"able",  "bold", "calm", "deft",
+                                        "eager", "fair", "glad", "keen"};
+    static const char *const second[] = {"alder", "birch", "cedar", "fern",
+                                         "hazel", "larch", "maple", "rowan"};
     uint8_t bytes[6];
     klp_random(env, bytes, sizeof(bytes));
     klp_format(out, KLP_NAME_SIZE, "%s-%s-%02x%02x%02x", first[bytes[0] % 8], second[bytes[1] % 8],
@@ -78,7 +82,8 @@ static kelpie_outcome request_check(const struct kelpie_op *op, struct klp_node 
                         (unsigned long long)request->memory_bytes);
     uint64_t memory_mib = request->memory_bytes / KLP_MIB;
     struct kelpie_vm_config config = {.vcpu_count = request->vcpus,
-                                      .memory_mib = memory_mib > UINT32_MAX ? UINT32_MAX : (uint32_t)memory_mib,
+                                      .memory_mib = memory_mib > UINT32_MAX ? UINT32_MAX
+                                                                            : (uint32_t)memory_mib,
                                       .arch = klp_arch_name(factory->arch),
                                       .workdir = request->workdir,
                                       .env = (const char *const *)request->env};
@@ -89,7 +94,8 @@ static kelpie_outcome request_check(const struct kelpie_op *op, struct klp_node 
                        strcmp(kelpie_vm_factory_name(factory), "sim") != 0;
     if (needs_image) {
         KLP_TRY(image_load(op, node, image, factory->arch, &found, &digest, err));
-        config.kernel_image_path = config.initrd_path = "/"; /* their places are found at the start */
+        config.kernel_image_path = config.initrd_path =
+            "/"; /* their places are found at the start */
     }
     KLP_REQUIRE(klp_vm_factory_machine(factory, &config, &machine, err));
     *out = factory;
@@ -122,7 +128,8 @@ static void identity_fill(struct node_agent *agent, const struct klp_agent_reque
 {
     const struct klp_agent_record *record = &agent->record;
     struct klp_agent_identity *identity = &agent->identity;
-    *identity = (struct klp_agent_identity){.vcpus = record->vcpus, .memory_bytes = record->memory_bytes};
+    *identity =
+        (struct klp_agent_identity){.vcpus = record->vcpus, .memory_bytes = record->memory_bytes};
     klp_text_copy(identity->id, sizeof(identity->id), record->id);
     klp_text_copy(identity->name, sizeof(identity->name), record->name);
     klp_text_copy(identity->image, sizeof(identity->image), record->image);
@@ -143,7 +150,8 @@ kelpie_outcome klp_node_agent_create(const struct kelpie_op *op, struct klp_node
     struct klp_agent_record record;
     KLP_TRY(request_check(op, node, request, &factory, err));
     if (node->agent_count >= NODE_AGENTS_MAX)
-        return klp_fail(err, KELPIE_E_LIMIT, "node '%s' has %d agents already", node->name, NODE_AGENTS_MAX);
+        return klp_fail(err, KELPIE_E_LIMIT, "node '%s' has %d agents already", node->name,
+                        NODE_AGENTS_MAX);
     record_fill(node, request, factory, &record);
     kelpie_outcome made = klp_registry_create(op, node->host.registry, &record, err);
     KLP_TRY(klp_wrap(err, made, "cannot create '%s'", record.name));
@@ -221,16 +229,18 @@ static kelpie_outcome bring_up(const struct kelpie_op *op, struct node_agent *ag
     return KLP_OK;
 }
 
-kelpie_outcome start_cold(const struct kelpie_op *op, struct node_agent *agent, struct kelpie_error **err)
+kelpie_outcome start_cold(const struct kelpie_op *op, struct node_agent *agent,
+                          struct kelpie_error **err)
 {
     struct klp_node *node = agent->node;
-    struct kelpie_vm_factory *factory = factory_pick(node, agent->record.backend, agent->record.arch);
+    struct kelpie_vm_factory *factory =
+        factory_pick(node, agent->record.backend, agent->record.arch);
     struct klp_parts parts;
     struct klp_digest template_;
     if (factory == NULL)
         return no_factory(node, agent->record.backend, agent->record.arch, err);
-    KLP_TRY(template_for(op, node, factory, &agent->identity, &template_, &agent->identity.image_digest,
-                         agent->identity.image_version, err));
+    KLP_TRY(template_for(op, node, factory, &agent->identity, &template_,
+                         &agent->identity.image_digest, agent->identity.image_version, err));
     agent->template_ = template_;
     KLP_REQUIRE(agent_save(agent, err));
     klp_op_phase(op, "load");
@@ -264,7 +274,8 @@ kelpie_outcome start_from(const struct kelpie_op *op, struct node_agent *agent,
     if (is_checkpoint)
         outcome = template_get(op, &node->host, &manifest.agent, &digest, err);
     else
-        outcome = klp_gate_check(op, &node->host, manifest.kind, &manifest.machine, &manifest.agent, NULL, err);
+        outcome = klp_gate_check(op, &node->host, manifest.kind, &manifest.machine, &manifest.agent,
+                                 NULL, err);
     klp_op_phase(op, "load");
     if (kelpie_is_ok(outcome))
         outcome = klp_parts_load(op, &node->host, &digest, NULL, &parts, err);
@@ -284,8 +295,8 @@ static kelpie_outcome state_refused(const struct node_agent *agent, const char *
                     klp_agent_state_name(agent->record.state));
 }
 
-kelpie_outcome klp_node_agent_start(const struct kelpie_op *op, struct klp_node *node, const char *name,
-                                    struct kelpie_error **err)
+kelpie_outcome klp_node_agent_start(const struct kelpie_op *op, struct klp_node *node,
+                                    const char *name, struct kelpie_error **err)
 {
     AUTO_AGENT struct node_agent *agent = NULL;
     KLP_TRY(agent_take(op, node, name, &agent, err));
@@ -298,7 +309,8 @@ kelpie_outcome klp_node_agent_start(const struct kelpie_op *op, struct klp_node 
     case KLP_AGENT_PARKED:
         return start_from(op, agent, KLP_UNIQUE_MOVE, err);
     case KLP_AGENT_CRASHED:
-        return has_manifest ? start_from(op, agent, KLP_UNIQUE_REWIND, err) : start_cold(op, agent, err);
+        return has_manifest ? start_from(op, agent, KLP_UNIQUE_REWIND, err)
+                            : start_cold(op, agent, err);
     default:
         return state_refused(agent, "start", err);
     }
@@ -307,7 +319,8 @@ kelpie_outcome klp_node_agent_start(const struct kelpie_op *op, struct klp_node 
 /* ---- stop, kill, rm */
 
 static kelpie_outcome state_set(const struct kelpie_op *op, struct node_agent *agent,
-                                enum klp_agent_state state, const char *reason, struct kelpie_error **err)
+                                enum klp_agent_state state, const char *reason,
+                                struct kelpie_error **err)
 {
     struct klp_agent_record next = agent->record;
     next.state = state;
@@ -316,8 +329,8 @@ static kelpie_outcome state_set(const struct kelpie_op *op, struct node_agent *a
     return record_set(op, agent, &next, err);
 }
 
-kelpie_outcome klp_node_agent_stop(const struct kelpie_op *op, struct klp_node *node, const char *name,
-                                   uint64_t grace_ms, struct kelpie_error **err)
+kelpie_outcome klp_node_agent_stop(const struct kelpie_op *op, struct klp_node *node,
+                                   const char *name, uint64_t grace_ms, struct kelpie_error **err)
 {
     AUTO_AGENT struct node_agent *agent = NULL;
     KLP_TRY(agent_take(op, node, name, &agent, err));
@@ -333,8 +346,8 @@ kelpie_outcome klp_node_agent_stop(const struct kelpie_op *op, struct klp_node *
     return state_set(op, agent, KLP_AGENT_STOPPED, "stopped", err);
 }
 
-kelpie_outcome klp_node_agent_kill(const struct kelpie_op *op, struct klp_node *node, const char *name,
-                                   int signal, struct kelpie_error **err)
+kelpie_outcome klp_node_agent_kill(const struct kelpie_op *op, struct klp_node *node,
+                                   const char *name, int signal, struct kelpie_error **err)
 {
     AUTO_AGENT struct node_agent *agent = NULL;
     KLP_TRY(agent_take(op, node, name, &agent, err));
@@ -349,14 +362,15 @@ kelpie_outcome klp_node_agent_kill(const struct kelpie_op *op, struct klp_node *
     return state_set(op, agent, KLP_AGENT_STOPPED, "killed", err);
 }
 
-kelpie_outcome klp_node_agent_remove(const struct kelpie_op *op, struct klp_node *node, const char *name,
-                                     bool force, struct kelpie_error **err)
+kelpie_outcome klp_node_agent_remove(const struct kelpie_op *op, struct klp_node *node,
+                                     const char *name, bool force, struct kelpie_error **err)
 {
     struct kelpie_error *error = NULL;
     AUTO_AGENT struct node_agent *agent = NULL;
     kelpie_outcome taken = agent_take(op, node, name, &agent, &error);
     if (!kelpie_is_ok(taken)) {
-        bool absent = force && kelpie_error_code(error) == KELPIE_E_NOT_FOUND && klp_name_is_valid(name);
+        bool absent =
+            force && kelpie_error_code(error) == KELPIE_E_NOT_FOUND && klp_name_is_valid(name);
         if (absent)
             klp_error_clear(&error);
         klp_error_move(err, &error);
@@ -380,10 +394,11 @@ kelpie_outcome klp_node_agent_remove(const struct kelpie_op *op, struct klp_node
     return KLP_OK;
 }
 
-/* ---- pause, resume. A paused agent is frozen inside as well, so that a snapshot of it is consistent. */
+/* ---- pause, resume. A paused agent is frozen inside as well, so that a snapshot of it is
+ * consistent. */
 
-kelpie_outcome klp_node_agent_pause(const struct kelpie_op *op, struct klp_node *node, const char *name,
-                                    struct kelpie_error **err)
+kelpie_outcome klp_node_agent_pause(const struct kelpie_op *op, struct klp_node *node,
+                                    const char *name, struct kelpie_error **err)
 {
     AUTO_AGENT struct node_agent *agent = NULL;
     KLP_TRY(agent_take(op, node, name, &agent, err));
@@ -402,8 +417,8 @@ kelpie_outcome klp_node_agent_pause(const struct kelpie_op *op, struct klp_node 
     return outcome;
 }
 
-kelpie_outcome klp_node_agent_resume(const struct kelpie_op *op, struct klp_node *node, const char *name,
-                                     struct kelpie_error **err)
+kelpie_outcome klp_node_agent_resume(const struct kelpie_op *op, struct klp_node *node,
+                                     const char *name, struct kelpie_error **err)
 {
     AUTO_AGENT struct node_agent *agent = NULL;
     KLP_TRY(agent_take(op, node, name, &agent, err));

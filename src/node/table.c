@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The agents this node has in hand: by name, with references and op slots; their records and their saved configs. */
+/* The agents this node has in hand: by name, with references and op slots; their records and their
+ * saved configs. */
 #include <string.h>
 
 #include "base/fmt.h"
@@ -22,8 +23,7 @@ struct node_agent *agent_add(struct klp_node *node, const struct klp_agent_recor
     agent->record.extra = NULL;
     klp_text_copy(agent->id, sizeof(agent->id), record->id);
     klp_text_copy(agent->name, sizeof(agent->name), record->name);
-    KLP_LOCKED(node->mutex)
-    {
+    KLP_LOCKED (node->mutex) {
         agent->references++;
         klp_list_append(&node->agents, &agent->link);
         node->agent_count++;
@@ -34,10 +34,8 @@ struct node_agent *agent_add(struct klp_node *node, const struct klp_agent_recor
 static struct node_agent *agent_find(struct klp_node *node, const char *id, const char *name)
 {
     struct node_agent *found = NULL;
-    KLP_LOCKED(node->mutex)
-    {
-        KLP_LIST_EACH(item, &node->agents)
-        {
+    KLP_LOCKED (node->mutex) {
+        KLP_LIST_EACH (item, &node->agents) {
             struct node_agent *agent = KLP_CONTAINER(item, struct node_agent, link);
             if ((id != NULL && strcmp(agent->id, id) == 0) ||
                 (name != NULL && strcmp(agent->name, name) == 0)) {
@@ -61,8 +59,7 @@ void agent_put(struct node_agent *agent)
         return;
     bool last = false;
     struct klp_node *node = agent->node;
-    KLP_LOCKED(node->mutex)
-    {
+    KLP_LOCKED (node->mutex) {
         last = --agent->references == 0;
     }
     if (last)
@@ -73,8 +70,7 @@ void agent_forget(struct node_agent *agent)
 {
     struct klp_node *node = agent->node;
     bool was_there = false;
-    KLP_LOCKED(node->mutex)
-    {
+    KLP_LOCKED (node->mutex) {
         was_there = !agent->forgotten;
         if (was_there) {
             agent->forgotten = true;
@@ -131,7 +127,8 @@ kelpie_outcome agent_get(const struct kelpie_op *op, struct klp_node *node, cons
     if (strcmp(record.owner, node->name) == 0)
         outcome = agent_from_record(op, node, &record, out, err);
     else
-        outcome = klp_fail(err, KELPIE_E_CONFLICT, "agent '%s' is on node '%s'", name, record.owner);
+        outcome =
+            klp_fail(err, KELPIE_E_CONFLICT, "agent '%s' is on node '%s'", name, record.owner);
     klp_agent_record_finish(&record);
     return outcome;
 }
@@ -165,8 +162,7 @@ kelpie_outcome slot_take(const struct kelpie_op *op, struct node_agent *agent,
 
 void slot_give(struct node_agent *agent)
 {
-    KLP_LOCKED(agent->node->mutex)
-    {
+    KLP_LOCKED (agent->node->mutex) {
         agent->busy = false;
         klp_cond_wake(agent->node->changed);
     }
@@ -195,8 +191,7 @@ void agent_give(struct node_agent *agent)
 
 void record_copy(struct node_agent *agent, struct klp_agent_record *out)
 {
-    KLP_LOCKED(agent->node->mutex)
-    {
+    KLP_LOCKED (agent->node->mutex) {
         *out = agent->record;
     }
     out->extra = NULL;
@@ -205,8 +200,7 @@ void record_copy(struct node_agent *agent, struct klp_agent_record *out)
 void record_adopt(struct node_agent *agent, const struct klp_agent_record *record)
 {
     bool changed = false;
-    KLP_LOCKED(agent->node->mutex)
-    {
+    KLP_LOCKED (agent->node->mutex) {
         changed = agent->record.state != record->state;
         struct klp_json *extra = agent->record.extra;
         agent->record = *record;
@@ -294,10 +288,12 @@ bool agent_save(struct node_agent *agent, struct kelpie_error **err)
     return klp_file_write_all(dir, "config", text.data, text.size, err);
 }
 
-static bool config_decode(struct node_agent *agent, const struct klp_json *json, struct kelpie_error **err)
+static bool config_decode(struct node_agent *agent, const struct klp_json *json,
+                          struct kelpie_error **err)
 {
     struct klp_agent_identity *identity = &agent->identity;
-    const char *image = "", *version = "", *digest = "", *template_ = "", *parent = "", *workdir = NULL;
+    const char *image = "", *version = "", *digest = "", *template_ = "", *parent = "",
+               *workdir = NULL;
     uint64_t vcpus = 0;
     KLP_CHECK(klp_json_get_text(json, "image", KLP_JSON_REQUIRED, &image, err));
     KLP_CHECK(klp_json_get_text(json, "image_version", KLP_JSON_REQUIRED, &version, err));
@@ -306,15 +302,18 @@ static bool config_decode(struct node_agent *agent, const struct klp_json *json,
     KLP_CHECK(klp_json_get_text(json, "parent", KLP_JSON_REQUIRED, &parent, err));
     KLP_CHECK(klp_json_get_text(json, "workdir", KLP_JSON_OPTIONAL, &workdir, err));
     KLP_CHECK(klp_json_get_u64(json, "vcpus", KLP_JSON_REQUIRED, &vcpus, err));
-    KLP_CHECK(klp_json_get_u64(json, "memory_bytes", KLP_JSON_REQUIRED, &identity->memory_bytes, err));
+    KLP_CHECK(
+        klp_json_get_u64(json, "memory_bytes", KLP_JSON_REQUIRED, &identity->memory_bytes, err));
     KLP_CHECK(klp_json_get_u64(json, "seq", KLP_JSON_REQUIRED, &agent->seq, err));
-    KLP_CHECK(klp_json_get_bool(json, "remove_at_end", KLP_JSON_OPTIONAL, &agent->remove_at_end, err));
+    KLP_CHECK(
+        klp_json_get_bool(json, "remove_at_end", KLP_JSON_OPTIONAL, &agent->remove_at_end, err));
     if (strlen(image) >= sizeof(identity->image) || strlen(parent) >= sizeof(identity->parent) ||
         strlen(version) >= sizeof(identity->image_version) || vcpus > KLP_VCPUS_MAX ||
         !klp_digest_parse(digest, &identity->image_digest) ||
-        !klp_digest_parse(template_, &agent->template_) || !texts_get(json, "argv", &identity->argv) ||
-        !texts_get(json, "env", &agent->env))
-        return klp_refuse(err, KELPIE_E_CORRUPT, "the saved configuration of '%s' is damaged", agent->name);
+        !klp_digest_parse(template_, &agent->template_) ||
+        !texts_get(json, "argv", &identity->argv) || !texts_get(json, "env", &agent->env))
+        return klp_refuse(err, KELPIE_E_CORRUPT, "the saved configuration of '%s' is damaged",
+                          agent->name);
     klp_text_copy(identity->image, sizeof(identity->image), image);
     klp_text_copy(identity->image_version, sizeof(identity->image_version), version);
     klp_text_copy(identity->parent, sizeof(identity->parent), parent);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Templates: an image booted once, sealed, kept in the store under a key of everything that makes it what it is, and
- * as a resident layer from which VMs start. Images: refs images/NAME/ARCH. */
+/* Templates: an image booted once, sealed, kept in the store under a key of everything that makes
+ * it what it is, and as a resident layer from which VMs start. Images: refs images/NAME/ARCH. */
 #include <string.h>
 
 #include "base/ext/sha256.h"
@@ -15,8 +15,7 @@ kelpie_outcome base_get(const struct kelpie_op *op, struct klp_host *host,
 {
     struct klp_node *node = node_from_host(host);
     struct klp_layer *found = NULL;
-    KLP_LOCKED(node->mutex)
-    {
+    KLP_LOCKED (node->mutex) {
         for (size_t i = 0; i < NODE_BASES_MAX; i++) {
             struct base *base = &node->bases[i];
             if (base->layer != NULL && klp_digest_equal(&base->digest, digest)) {
@@ -28,7 +27,8 @@ kelpie_outcome base_get(const struct kelpie_op *op, struct klp_host *host,
     if (found == NULL) {
         struct klp_manifest manifest;
         KLP_TRY(klp_snapshot_load(op, &host->snapshots, digest, &manifest, err));
-        kelpie_outcome outcome = klp_snapshot_materialise(op, &host->snapshots, &manifest, &found, err);
+        kelpie_outcome outcome =
+            klp_snapshot_materialise(op, &host->snapshots, &manifest, &found, err);
         klp_manifest_finish(&manifest);
         KLP_TRY(outcome);
         base_keep(node, digest, found);
@@ -40,8 +40,7 @@ kelpie_outcome base_get(const struct kelpie_op *op, struct klp_host *host,
 void base_keep(struct klp_node *node, const struct klp_digest *digest, struct klp_layer *layer)
 {
     struct klp_layer *evicted = NULL;
-    KLP_LOCKED(node->mutex)
-    {
+    KLP_LOCKED (node->mutex) {
         struct base *oldest = &node->bases[0];
         for (size_t i = 1; i < NODE_BASES_MAX; i++)
             if (node->bases[i].used < oldest->used)
@@ -80,7 +79,8 @@ kelpie_outcome image_load(const struct kelpie_op *op, struct klp_node *node, con
     kelpie_outcome outcome = klp_ref_get(op, store, ref, &bytes, &error);
     if (!kelpie_is_ok(outcome) && kelpie_error_code(error) == KELPIE_E_NOT_FOUND) {
         klp_error_clear(&error);
-        outcome = klp_fail(err, KELPIE_E_NOT_FOUND, "no image '%s' for %s", name, klp_arch_name(arch));
+        outcome =
+            klp_fail(err, KELPIE_E_NOT_FOUND, "no image '%s' for %s", name, klp_arch_name(arch));
         klp_error_remedy_set(err, "kelpie image build %s", name);
         return outcome;
     }
@@ -125,8 +125,8 @@ static void image_info(const struct klp_image *image, const struct klp_digest *d
     klp_digest_text(digest, out->digest);
 }
 
-kelpie_outcome klp_node_image_get(const struct kelpie_op *op, struct klp_node *node, const char *name,
-                                  enum klp_arch arch, struct klp_image_info *out,
+kelpie_outcome klp_node_image_get(const struct kelpie_op *op, struct klp_node *node,
+                                  const char *name, enum klp_arch arch, struct klp_image_info *out,
                                   struct kelpie_error **err)
 {
     struct klp_image image;
@@ -137,8 +137,9 @@ kelpie_outcome klp_node_image_get(const struct kelpie_op *op, struct klp_node *n
     return KLP_OK;
 }
 
-kelpie_outcome klp_node_image_remove(const struct kelpie_op *op, struct klp_node *node, const char *name,
-                                     enum klp_arch arch, struct kelpie_error **err)
+kelpie_outcome klp_node_image_remove(const struct kelpie_op *op, struct klp_node *node,
+                                     const char *name, enum klp_arch arch,
+                                     struct kelpie_error **err)
 {
     struct klp_image_info info;
     char ref[KLP_REF_NAME_MAX];
@@ -169,8 +170,8 @@ static bool image_each(void *arg, const char *ref)
         if (*at == '-')
             *at = '_';
     struct klp_image_info info;
-    if (!kelpie_is_ok(klp_node_image_get(listing->op, listing->node, text, klp_arch_parse(arch_text), &info,
-                                         NULL)))
+    if (!kelpie_is_ok(klp_node_image_get(listing->op, listing->node, text,
+                                         klp_arch_parse(arch_text), &info, NULL)))
         return true;
     return listing->each(listing->arg, &info);
 }
@@ -209,23 +210,29 @@ static kelpie_outcome boot_fill(const struct kelpie_op *op, struct klp_node *nod
                                 const struct klp_agent_identity *identity, struct boot *boot,
                                 struct kelpie_error **err)
 {
-    boot->config = (struct kelpie_vm_config){.vcpu_count = identity->vcpus,
-                                             .memory_mib = (uint32_t)(identity->memory_bytes / KLP_MIB),
-                                             .arch = klp_arch_name(boot->factory->arch)};
+    boot->config =
+        (struct kelpie_vm_config){.vcpu_count = identity->vcpus,
+                                  .memory_mib = (uint32_t)(identity->memory_bytes / KLP_MIB),
+                                  .arch = klp_arch_name(boot->factory->arch)};
     if (!backend_needs_image(boot->factory))
         return KLP_OK;
     struct klp_store *store = node->host.snapshots.store;
-    KLP_TRY(image_load(op, node, identity->image, boot->factory->arch, &boot->image, &boot->image_digest, err));
-    KLP_TRY(klp_store_path(op, store, KLP_OBJECT_BLOB, &boot->image.kernel.digest, &boot->kernel, err));
-    KLP_TRY(klp_store_path(op, store, KLP_OBJECT_BLOB, &boot->image.initramfs.digest, &boot->initramfs, err));
+    KLP_TRY(image_load(op, node, identity->image, boot->factory->arch, &boot->image,
+                       &boot->image_digest, err));
+    KLP_TRY(
+        klp_store_path(op, store, KLP_OBJECT_BLOB, &boot->image.kernel.digest, &boot->kernel, err));
+    KLP_TRY(klp_store_path(op, store, KLP_OBJECT_BLOB, &boot->image.initramfs.digest,
+                           &boot->initramfs, err));
     boot->config.kernel_image_path = boot->kernel;
     boot->config.initrd_path = boot->initramfs;
     boot->config.kernel_args = boot->image.cmdline;
     return KLP_OK;
 }
 
-/* Everything that makes a template what it is. The TSC rate is measured, so it wobbles: the gate has a tolerance. */
-static kelpie_outcome template_ref(struct boot *boot, char out[KLP_REF_NAME_MAX], struct kelpie_error **err)
+/* Everything that makes a template what it is. The TSC rate is measured, so it wobbles: the gate
+ * has a tolerance. */
+static kelpie_outcome template_ref(struct boot *boot, char out[KLP_REF_NAME_MAX],
+                                   struct kelpie_error **err)
 {
     struct klp_machine machine;
     struct klp_digest digest;
@@ -244,8 +251,9 @@ static kelpie_outcome template_ref(struct boot *boot, char out[KLP_REF_NAME_MAX]
 
 static kelpie_outcome template_capture(const struct kelpie_op *op, struct klp_node *node,
                                        const struct boot *boot,
-                                       const struct klp_agent_identity *identity, struct kelpie_vm *vm,
-                                       struct klp_digest *out, struct kelpie_error **err)
+                                       const struct klp_agent_identity *identity,
+                                       struct kelpie_vm *vm, struct klp_digest *out,
+                                       struct kelpie_error **err)
 {
     struct klp_agent_identity sealed = {.vcpus = identity->vcpus,
                                         .memory_bytes = identity->memory_bytes,
@@ -255,7 +263,8 @@ static kelpie_outcome template_capture(const struct kelpie_op *op, struct klp_no
     klp_text_copy(sealed.image, sizeof(sealed.image), identity->image);
     klp_text_copy(sealed.image_version, sizeof(sealed.image_version),
                   boot->image.version[0] != 0 ? boot->image.version : "0.0.0");
-    struct klp_snapshot_request request = {.kind = KLP_KIND_TEMPLATE, .label = "", .identity = &sealed};
+    struct klp_snapshot_request request = {
+        .kind = KLP_KIND_TEMPLATE, .label = "", .identity = &sealed};
     struct klp_capture capture;
     struct klp_manifest manifest;
     KLP_TRY(klp_workload_freeze(op, vm, err));
@@ -272,9 +281,10 @@ static kelpie_outcome template_capture(const struct kelpie_op *op, struct klp_no
     return outcome;
 }
 
-static kelpie_outcome template_boot(const struct kelpie_op *op, struct klp_node *node, struct boot *boot,
-                                    const struct klp_agent_identity *identity, const char *ref,
-                                    struct klp_digest *out, struct kelpie_error **err)
+static kelpie_outcome template_boot(const struct kelpie_op *op, struct klp_node *node,
+                                    struct boot *boot, const struct klp_agent_identity *identity,
+                                    const char *ref, struct klp_digest *out,
+                                    struct kelpie_error **err)
 {
     char id[KLP_ID_SIZE], text[KLP_DIGEST_SIZE];
     struct kelpie_vm *vm;
@@ -331,7 +341,8 @@ static kelpie_outcome template_turn(const struct kelpie_op *op, struct klp_node 
 kelpie_outcome template_for(const struct kelpie_op *op, struct klp_node *node,
                             struct kelpie_vm_factory *factory,
                             const struct klp_agent_identity *identity, struct klp_digest *out,
-                            struct klp_digest *out_image, char out_version[24], struct kelpie_error **err)
+                            struct klp_digest *out_image, char out_version[24],
+                            struct kelpie_error **err)
 {
     __attribute__((cleanup(boot_finish))) struct boot boot = {.factory = factory};
     char ref[KLP_REF_NAME_MAX];
@@ -349,8 +360,7 @@ kelpie_outcome template_for(const struct kelpie_op *op, struct klp_node *node,
         klp_op_phase(op, "template");
         outcome = template_boot(op, node, &boot, identity, ref, out, err);
     }
-    KLP_LOCKED(node->mutex)
-    {
+    KLP_LOCKED (node->mutex) {
         node->template_busy = false;
         klp_cond_wake(node->changed);
     }

@@ -1,0 +1,298 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* At the daemon's start: what still runs is adopted, what stands still with a hand-off note is
+ * settled with the registry, what died is said to have died, and nothing is left behind. */
+#include <string.h>
+
+#include "base/fmt.h"
+#include "node/inside.h"
+
+#define VMS_MAX 4096
+#define ADOPT_MS 5000
+#define SETTLE_MS 5000
+
+/* ---- what a VM's keeper keeps for us: whose VM it is */
+
+kelpie_outcome meta_put(const struct kelpie_op *op, struct kelpie_vm *vm, const char *agent_id,
+                        struct kelpie_error **err)
+{
+    __attribute__((cleanup(klp_auto_buf))) struct klp_buf text = KLP_BUF_INIT(KLP_KIB);
+    klp_buf_append_format(&text, "agent=%s", agent_id);
+    return klp_vm_meta_set(op, vm, klp_buf_view(&text), err);
+}
+
+static bool meta_agent(const struct kelpie_op *op, struct kelpie_vm *vm, char out[KLP_ID_SIZE])
+{
+    __attribute__((cleanup(klp_auto_buf))) struct klp_buf meta = KLP_BUF_INIT(32 * KLP_KIB);
+    static const char prefix[] = "agent=";
+    if (!kelpie_is_ok(klp_vm_meta_get(op, vm, &meta, NULL)) ||
+        strncmp(klp_buf_text(&meta), prefix, strlen(prefix)) != 0 ||
+        !klp_id_is_valid(klp_buf_text(&meta) + strlen(prefix)))
+        return false;
+    klp_text_copy(out, KLP_ID_SIZE, klp_buf_text(&meta) + strlen(prefix));
+    return true;
+}
+
+/* ---- hand-off notes */
+
+static bool note_get(struct klp_node *node, const char *agent_id, struct klp_handoff *out)
+{
+    __attribute__((cleanup(klp_auto_buf))) struct klp_buf text = KLP_BUF_INIT(4 * KLP_KIB);
+    return klp_file_read_all(node->notes_dir, agent_id, &text, NULL) &&
+           klp_handoff_decode(klp_buf_view(&text), out, NULL);
+}
+
+void settle_chore(const struct kelpie_op *op, struct klp_node *node, const char *agent_id)
+{
+    struct klp_handoff note;
+    struct node_agent *agent = agent_find_id(node, agent_id);
+    if (agent == NULL)
+        return;
+    if (!note_get(node, agent_id, &note) || !kelpie_is_ok(slot_take(op, agent, NULL))) {
+        agent_put(agent);
+        return;
+    }
+    struct kelpie_op within = klp_op_within(op, SETTLE_MS);
+    struct klp_agent_record record = agent->record;
+    bool gone = false;
+    kelpie_outcome outcome = KLP_OK;
+    if (agent->life != NULL)
+        outcome =
+            klp_teleport_settle(&within, &node->host, agent->life->vm, &note, &record, &gone, NULL);
+    if (kelpie_is_ok(outcome) && gone) {
+        life_end(op, agent, false);
+        KLP_IGNORE(klp_dir_remove(node->notes_dir, agent_id, NULL));
+        event_post(node, "teleport.done", agent->name, "settled: node '%s' owns it", record.owner);
+        agent_forget(agent);
+    } else if (kelpie_is_ok(outcome)) {
+        record_adopt(agent, &record);
+        event_post(node, "teleport.undone", agent->name, "settled: it stays here at epoch %llu",
+                   (unsigned long long)record.epoch);
+    } else if (!klp_cancel_is_raised(node->cancel)) {
+        chore_post(node, CHORE_SETTLE, agent_id, NULL, "");
+    }
+    agent_give(agent);
+}
+
+/* ---- adoption */
+
+enum fate { FATE_ADOPT, FATE_SETTLE, FATE_DESTROY };
+
+static enum fate fate_of(const struct klp_node *node, const struct klp_agent_record *record,
+                         bool has_note)
+{
+    bool ours = strcmp(record->owner, node->name) == 0;
+    if (has_note)
+        return FATE_SETTLE;
+    if (!ours)
+        return FATE_DESTROY;
+    switch (record->state) {
+    case KLP_AGENT_RUNNING:
+    case KLP_AGENT_PAUSED:
+    case KLP_AGENT_MOVING: /* no note: it had not been quiesced; the intent is taken back */
+        return FATE_ADOPT;
+    default:
+        return FATE_DESTROY; /* STARTING: no instruction of its workload ran; the rest want no VM */
+    }
+}
+
+/* The VM goes on where it was: leased, its leftover holds dropped, its workload thawed unless the
+ * user paused it. */
+static kelpie_outcome adopt_running(const struct kelpie_op *op, struct klp_node *node,
+                                    struct node_agent *agent, struct kelpie_vm *vm,
+                                    struct kelpie_error **err)
+{
+    if (agent->record.state == KLP_AGENT_MOVING) {
+        struct klp_agent_record next = agent->record;
+        next.state = KLP_AGENT_RUNNING;
+        next.epoch++;
+        next.move_id[0] = next.destination[0] = 0;
+        KLP_TRY(record_set(op, agent, &next, err));
+    }
+    uint64_t sent_ns = klp_boot_ns(op->env);
+    KLP_TRY(klp_registry_renew(op, node->host.registry, agent->id, node->name, agent->record.epoch,
+                               err));
+    KLP_TRY(klp_vm_lease(op, vm, agent->record.epoch,
+                         sent_ns + node->host.lease_ttl_ms * KLP_MS / 3 * 2, err));
+    KLP_TRY(klp_vm_release(op, vm, KLP_HOLD_SNAPSHOT | KLP_HOLD_RESTORE | KLP_HOLD_HANDOFF, err));
+    if (agent->record.state == KLP_AGENT_RUNNING) {
+        KLP_TRY(klp_vm_release(op, vm, KLP_HOLD_USER, err));
+        KLP_TRY(klp_workload_thaw(op, vm, err));
+    }
+    klp_vm_gate_open(vm, agent->record.epoch);
+    life_begin(agent, vm);
+    event_post(node, "agent.adopted", agent->name, "%s", "");
+    return KLP_OK;
+}
+
+static kelpie_outcome adopt_agent(const struct kelpie_op *op, struct klp_node *node,
+                                  struct klp_agent_record *record, struct kelpie_vm *vm,
+                                  enum fate fate, struct kelpie_error **err)
+{
+    struct node_agent *agent = agent_find_id(node, record->id);
+    if (agent == NULL)
+        agent = agent_add(node, record);
+    AUTO_AGENT struct node_agent *held = agent;
+    KLP_TRY(slot_take(op, agent, err));
+    if (held->life != NULL)
+        return klp_fail(err, KELPIE_E_CONFLICT, "'%s' has another VM here", agent->name);
+    if (!agent_load(agent, NULL))
+        klp_log(op->env, KLP_LOG_WARN, "recover.config", "agent=%s", agent->name);
+    if (fate == FATE_ADOPT)
+        return adopt_running(op, node, agent, vm, err);
+    life_begin(agent, vm); /* it stands still by its HANDOFF hold, or its lease */
+    chore_post(node, CHORE_SETTLE, agent->id, NULL, "");
+    return KLP_OK;
+}
+
+struct scan {
+    const struct kelpie_op *op;
+    struct klp_node *node;
+    struct kelpie_vm_factory *factory;
+    size_t count;
+    char (*ids)[KLP_ID_SIZE];
+};
+
+static bool scan_each(void *arg, const char *id)
+{
+    struct scan *scan = arg;
+    if (scan->count == VMS_MAX)
+        return false;
+    klp_text_copy(scan->ids[scan->count++], KLP_ID_SIZE, id);
+    return true;
+}
+
+static void vm_recover(struct scan *scan, const char *vm_id)
+{
+    struct klp_node *node = scan->node;
+    struct kelpie_op op = klp_op_within(scan->op, ADOPT_MS);
+    struct kelpie_op cleanup = klp_op_cleanup(scan->op, NODE_CLEANUP_MS);
+    struct kelpie_error *error = NULL;
+    struct kelpie_vm *vm;
+    char agent_id[KLP_ID_SIZE];
+    if (!kelpie_is_ok(klp_vm_adopt(&op, scan->factory, vm_id, &vm, &error))) {
+        klp_log(op.env, KLP_LOG_WARN, "recover.adopt", "vm=%s error=%s", vm_id,
+                kelpie_error_message(error));
+        klp_error_clear(&error);
+        return;
+    }
+    struct klp_agent_record record;
+    struct klp_handoff note;
+    bool alive =
+        kelpie_vm_state(vm) == KELPIE_VM_RUNNING || kelpie_vm_state(vm) == KELPIE_VM_PAUSED;
+    if (!alive || !meta_agent(&op, vm, agent_id) ||
+        !kelpie_is_ok(klp_registry_get(scan->op, node->host.registry, agent_id, &record, NULL))) {
+        kelpie_vm_destroy(&cleanup, vm); /* nobody's, or dead: its agent is looked at below */
+        return;
+    }
+    enum fate fate = fate_of(node, &record, note_get(node, agent_id, &note));
+    kelpie_outcome outcome = KLP_OK;
+    if (fate != FATE_DESTROY)
+        outcome = adopt_agent(&op, node, &record, vm, fate, &error);
+    if (fate == FATE_DESTROY || !kelpie_is_ok(outcome)) {
+        klp_log(op.env, KLP_LOG_WARN, "recover.destroy", "agent=%s vm=%s error=%s", record.name,
+                vm_id, kelpie_error_message(error));
+        kelpie_vm_destroy(&cleanup, vm);
+    }
+    klp_error_clear(&error);
+    klp_agent_record_finish(&record);
+}
+
+/* ---- our records without a VM */
+
+static void dead_state(const struct klp_agent_record *record, struct klp_agent_record *next)
+{
+    *next = *record;
+    next->move_id[0] = next->destination[0] = 0;
+    if (record->state == KLP_AGENT_STARTING && klp_digest_is_zero(&record->manifest)) {
+        next->state = KLP_AGENT_STOPPED;
+        klp_format(next->reason, sizeof(next->reason), "the daemon ended while it was starting");
+    } else if (record->state == KLP_AGENT_STARTING) {
+        next->state = KLP_AGENT_PARKED;
+        next->epoch++;
+        klp_format(next->reason, sizeof(next->reason), "the daemon ended while it was starting");
+    } else {
+        next->state = KLP_AGENT_CRASHED;
+        klp_format(next->reason, sizeof(next->reason),
+                   "its keeper or hypervisor died while no daemon was there");
+    }
+}
+
+static bool record_needs_vm(const struct klp_agent_record *record)
+{
+    return record->state == KLP_AGENT_RUNNING || record->state == KLP_AGENT_PAUSED ||
+           record->state == KLP_AGENT_STARTING || record->state == KLP_AGENT_MOVING;
+}
+
+struct roll { /* records that say this node owns them */
+    struct klp_node *node;
+    size_t count;
+    char (*ids)[KLP_ID_SIZE];
+};
+
+static bool roll_each(void *arg, const struct klp_agent_record *record)
+{
+    struct roll *roll = arg;
+    if (strcmp(record->owner, roll->node->name) == 0 && roll->count < NODE_AGENTS_MAX)
+        klp_text_copy(roll->ids[roll->count++], KLP_ID_SIZE, record->id);
+    return true;
+}
+
+static void record_recover(const struct kelpie_op *op, struct klp_node *node, const char *id)
+{
+    struct klp_agent_record record, next;
+    struct node_agent *agent = agent_find_id(node, id);
+    struct kelpie_error *error = NULL;
+    if (agent == NULL) {
+        if (!kelpie_is_ok(klp_registry_get(op, node->host.registry, id, &record, NULL)))
+            return;
+        agent = agent_add(node, &record);
+        klp_agent_record_finish(&record);
+        if (!agent_load(agent, &error))
+            klp_log(op->env, KLP_LOG_WARN, "recover.config", "agent=%s error=%s", agent->name,
+                    kelpie_error_message(error));
+        klp_error_clear(&error);
+    }
+    if (agent->life == NULL && record_needs_vm(&agent->record) &&
+        kelpie_is_ok(slot_take(op, agent, NULL))) {
+        dead_state(&agent->record, &next);
+        if (!kelpie_is_ok(record_set(op, agent, &next, &error)))
+            klp_log(op->env, KLP_LOG_WARN, "recover.record", "agent=%s error=%s", agent->name,
+                    kelpie_error_message(error));
+        klp_error_clear(&error);
+        KLP_IGNORE(klp_dir_remove(node->notes_dir, id, NULL));
+        slot_give(agent);
+    }
+    agent_put(agent);
+}
+
+/* Folders of agents that the registry does not know as ours any more. */
+static bool folder_each(void *arg, const char *name)
+{
+    struct klp_node *node = arg;
+    struct node_agent *agent = agent_find_id(node, name);
+    if (agent == NULL)
+        KLP_IGNORE(klp_dir_remove_tree(node->agents_dir, name, NULL));
+    agent_put(agent);
+    return true;
+}
+
+kelpie_outcome recover(const struct kelpie_op *op, struct klp_node *node, struct kelpie_error **err)
+{
+    char(*ids)[KLP_ID_SIZE] = klp_mem_alloc(sizeof(ids[0]) * VMS_MAX);
+    kelpie_outcome outcome = KLP_OK;
+    for (size_t i = 0; kelpie_is_ok(outcome) && i < node->host.factory_count; i++) {
+        struct scan scan = {op, node, node->host.factories[i], 0, ids};
+        outcome = klp_vm_scan(op, scan.factory, scan_each, &scan, err);
+        for (size_t vm = 0; kelpie_is_ok(outcome) && vm < scan.count; vm++)
+            vm_recover(&scan, ids[vm]);
+    }
+    struct roll roll = {node, 0, ids};
+    if (kelpie_is_ok(outcome))
+        outcome = klp_registry_list(op, node->host.registry, roll_each, &roll, err);
+    for (size_t i = 0; kelpie_is_ok(outcome) && i < roll.count; i++)
+        record_recover(op, node, ids[i]);
+    klp_mem_free(ids);
+    KLP_TRY(outcome);
+    KLP_REQUIRE(klp_dir_list(node->agents_dir, folder_each, node, err));
+    return KLP_OK;
+}
