@@ -85,8 +85,12 @@ static bool guest_read(const struct klp_image_build *build, struct klp_buf *out,
 {
     int fd = open(build->guest_path, O_RDONLY | O_CLOEXEC);
     struct stat info;
-    if (fd < 0)
-        return klp_posix_refuse(err, errno, "cannot open the guest agent '%s'", build->guest_path);
+    if (fd < 0) {
+        bool refused = klp_posix_refuse(err, errno, "cannot open the guest agent for %s, '%s'",
+                                        klp_arch_name(build->arch), build->guest_path);
+        klp_error_remedy_set(err, "make");
+        return refused;
+    }
     bool good = fstat(fd, &info) == 0 && S_ISREG(info.st_mode) && info.st_size > 0;
     uint8_t *room = good ? klp_buf_reserve(out, (size_t)info.st_size) : NULL;
     ssize_t got = room == NULL ? -1 : read(fd, room, (size_t)info.st_size);
