@@ -97,6 +97,9 @@ struct klp_json *klp_rest_document(const char *key, struct klp_json *items);
 /* The list under KEY of such a document, borrowed; NULL when it is none (another version, no list). */
 const struct klp_json *klp_rest_items(const struct klp_json *json, const char *key);
 
+/* The one line people read: the message, and after a colon those of its causes, unless it ends in them
+ * already. Problems and error lines carry the same. */
+void klp_rest_error_text(const struct kelpie_error *err, struct klp_buf *out);
 /* problem+json: type title status detail instance code reasons remedy retryable operation_id. */
 struct klp_json *klp_rest_problem_encode(const struct kelpie_error *err, const char *operation_id);
 /* Never NULL: an answer that is no problem document becomes PROTOCOL with the HTTP status named. */

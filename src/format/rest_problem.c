@@ -6,6 +6,43 @@
 #include "format/rest_inside.h"
 
 #define URI_SIZE_MAX 128u
+#define ERROR_LINE_MAX (4u * KLP_ERROR_TEXT_MAX) /* bytes of a chain of causes; the rest is cut */
+
+#define CHAIN_MAX 32 /* causes that are told */
+
+static bool ends_in(const char *text, const struct klp_buf *end)
+{
+    size_t size = strlen(text);
+    return size >= end->size &&
+           (end->size == 0 || memcmp(text + size - end->size, end->data, end->size) == 0);
+}
+
+void klp_rest_error_text(const struct kelpie_error *err, struct klp_buf *out)
+{
+    const struct kelpie_error *chain[CHAIN_MAX];
+    size_t count = 0;
+    for (; err != NULL && count < CHAIN_MAX; err = kelpie_error_cause(err))
+        chain[count++] = err;
+    KLP_AUTO(buf) struct klp_buf line = KLP_BUF_INIT(ERROR_LINE_MAX);
+    while (count-- > 0) { /* from the innermost */
+        const char *message = kelpie_error_message(chain[count]);
+        KLP_AUTO(buf) struct klp_buf inner = line;
+        line = KLP_BUF_INIT(ERROR_LINE_MAX);
+        klp_buf_append_text(&line, message);
+        if (ends_in(message, &inner))
+            continue;
+        klp_buf_append_text(&line, ": ");
+        klp_buf_append(&line, inner.data, inner.size);
+    }
+    klp_buf_append(out, line.data, line.size);
+}
+
+static void message_set(struct klp_json *json, const char *key, const struct kelpie_error *err)
+{
+    KLP_AUTO(buf) struct klp_buf text = KLP_BUF_INIT(ERROR_LINE_MAX);
+    klp_rest_error_text(err, &text);
+    klp_json_set_text_n(json, key, klp_buf_text(&text), text.size);
+}
 
 static bool is_retryable(enum kelpie_code code)
 {
@@ -37,7 +74,7 @@ struct klp_json *klp_rest_problem_encode(const struct kelpie_error *err, const c
     klp_json_set_text(json, "type", klp_buf_text(&text));
     klp_json_set_text(json, "title", kelpie_code_text(code));
     klp_json_set_i64(json, "status", kelpie_code_http(code));
-    klp_json_set_text(json, "detail", kelpie_error_message(err));
+    message_set(json, "detail", err);
     klp_buf_clear(&text);
     klp_buf_append_format(&text, "/v1/operations/%s", has_operation ? operation_id : "");
     klp_json_set_text(json, "instance", has_operation ? klp_buf_text(&text) : NULL);
@@ -55,7 +92,7 @@ void klp_rest_error_line(const struct kelpie_error *err, int exit_status, struct
     klp_json_set_text(json, "type", "error");
     klp_json_set_text(json, "code", kelpie_code_name(code_of(err)));
     klp_json_set_i64(json, "exit", exit_status);
-    klp_json_set_text(json, "message", kelpie_error_message(err));
+    message_set(json, "message", err);
     reasons_set(json, err);
     klp_wire_set_text(json, "remedy", kelpie_error_remedy(err));
     klp_json_print(json, out);

@@ -317,6 +317,39 @@ static void test_format_rest__problem_there_and_back(void **state)
     assert_non_null(strstr(klp_buf_text(&text), "\"code\":\"internal\""));
 }
 
+static void test_format_rest__causes_are_told_once(void **state)
+{
+    (void)state;
+    struct klp_buf text KLP_AUTO(buf) = KLP_BUF_INIT(TEXT_MAX);
+    struct kelpie_error *err = an_error();
+    bool refused = klp_wrap_refusal(&err, "cannot move everything");
+    assert_false(refused);
+    klp_rest_error_text(err, &text);
+    assert_string_equal(klp_buf_text(&text), "cannot move everything: cannot teleport 'rex': node "
+                                             "'server' does not answer");
+    struct klp_json *json = klp_rest_problem_encode(err, "");
+    assert_string_equal(klp_json_text(klp_json_find(json, "detail")), klp_buf_text(&text));
+    klp_json_free(json);
+    refused = klp_wrap_refusal(&err, "sorry: %s", klp_buf_text(&text)); /* said already */
+    assert_false(refused);
+    klp_buf_clear(&text);
+    klp_rest_error_text(err, &text);
+    assert_string_equal(klp_buf_text(&text), "sorry: cannot move everything: cannot teleport "
+                                             "'rex': node 'server' does not answer");
+    char long_text[KLP_ERROR_TEXT_MAX];
+    memset(long_text, 'x', sizeof(long_text) - 1);
+    long_text[sizeof(long_text) - 1] = '\0';
+    for (char i = 0; i < 10; i++) {
+        long_text[sizeof(long_text) - 2] = (char)('a' + i);
+        refused = klp_wrap_refusal(&err, "%s", long_text);
+        assert_false(refused);
+    }
+    json = klp_rest_problem_encode(err, "");
+    assert_true(strlen(klp_json_text(klp_json_find(json, "detail"))) <= 4 * KLP_ERROR_TEXT_MAX);
+    klp_json_free(json);
+    kelpie_error_free(err);
+}
+
 static void test_format_rest__every_code_survives(void **state)
 {
     (void)state;
@@ -384,6 +417,7 @@ int main(void)
         cmocka_unit_test(test_format_rest__operation),
         cmocka_unit_test(test_format_rest__operation_answers_of_others),
         cmocka_unit_test(test_format_rest__problem_there_and_back),
+        cmocka_unit_test(test_format_rest__causes_are_told_once),
         cmocka_unit_test(test_format_rest__every_code_survives),
         cmocka_unit_test(test_format_rest__problem_never_null),
     };

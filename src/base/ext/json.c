@@ -5,6 +5,10 @@
 #include <string.h>
 
 #include "base/ext/ext.h"
+#include "base/fmt.h"
+
+#define SHOWN_MAX 2048    /* bytes of a document's text in a message, escaped */
+#define KEY_SHOWN_MAX 128 /* bytes of an unknown key in a message, before that */
 
 /* struct klp_json is jansson's json_t under another name: never dereferenced by anyone else. */
 static json_t *inside(struct klp_json *json)
@@ -61,9 +65,12 @@ bool klp_json_parse(const void *text, size_t size, unsigned depth_max, struct kl
         return klp_refuse(err, KELPIE_E_INVALID, "JSON is nested more than %u deep", depth_max);
     json_error_t at;
     json_t *json = json_loadb(text, size, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &at);
-    if (json == NULL)
+    if (json == NULL) {
+        struct klp_buf shown KLP_AUTO(buf) = KLP_BUF_INIT(SHOWN_MAX);
+        klp_text_escape(&shown, at.text, strlen(at.text)); /* it quotes the document */
         return klp_refuse(err, KELPIE_E_INVALID, "JSON line %d column %d: %s", at.line, at.column,
-                          at.text);
+                          klp_buf_text(&shown));
+    }
     *out = outside(json);
     return true;
 }
@@ -284,8 +291,12 @@ bool klp_json_only(const struct klp_json *object, const char *const keys[],
         size_t known = 0;
         while (keys[known] != NULL && strcmp(keys[known], key) != 0)
             known++;
-        if (keys[known] == NULL)
-            return klp_refuse(err, KELPIE_E_INVALID, "unknown field '%s'", key);
+        if (keys[known] == NULL) {
+            struct klp_buf shown KLP_AUTO(buf) = KLP_BUF_INIT(SHOWN_MAX);
+            size_t size = strlen(key);
+            klp_text_escape(&shown, key, size < KEY_SHOWN_MAX ? size : KEY_SHOWN_MAX);
+            return klp_refuse(err, KELPIE_E_INVALID, "unknown field '%s'", klp_buf_text(&shown));
+        }
     }
     return true;
 }
