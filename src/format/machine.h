@@ -44,7 +44,8 @@ struct klp_machine {
 /* What decode demands of the values, for whoever fills one in: INVALID names the field. */
 KELPIE_MUST_USE bool klp_machine_check(const struct klp_machine *machine, struct kelpie_error **err);
 void klp_machine_encode(const struct klp_machine *machine, struct klp_buf *out);
-/* CORRUPT, or UNSUPPORTED for a newer version or an unknown critical record; every text is checked to be printable ASCII without comma-injection (args: [A-Za-z0-9=,._:/-]). */
+/* CORRUPT, or UNSUPPORTED for a newer version or an unknown critical record; every text is checked to be
+ * printable ASCII without comma-injection (args: [A-Za-z0-9=,._:/-]). */
 KELPIE_MUST_USE bool klp_machine_decode(struct klp_bytes bytes, struct klp_machine *out,
                                         struct kelpie_error **err);
 
