@@ -63,7 +63,7 @@ static void fill_teleport(struct klp_manifest *m)
     klp_text_copy(m->agent.image_version, sizeof(m->agent.image_version), "1.12.65535");
     memset(m->agent.image_digest.bytes, 4, KLP_DIGEST_BYTES);
     klp_text_copy(m->agent.parent, sizeof(m->agent.parent), "mother");
-    m->agent.workdir = klp_mem_string("/work");
+    m->agent.workdir = klp_mem_string("/data");
     m->agent.argv = texts("python3", "");
     m->agent.userspace_rng_hooked = true;
     fill_machine(&m->machine);
@@ -179,7 +179,7 @@ static void test_format_manifest__every_field_comes_back(void **state)
     assert_string_equal(b.agent.image_version, "1.12.65535");
     assert_memory_equal(&b.agent.image_digest, &m.agent.image_digest, KLP_DIGEST_BYTES);
     assert_string_equal(b.agent.parent, "mother");
-    assert_string_equal(b.agent.workdir, "/work");
+    assert_string_equal(b.agent.workdir, "/data");
     assert_int_equal(klp_texts_count((const char *const *)b.agent.argv), 2);
     assert_string_equal(b.agent.argv[1], "");
     assert_true(b.agent.userspace_rng_hooked);
@@ -539,7 +539,7 @@ static void test_format_manifest__identity_copies_share_nothing(void **state)
     assert_ptr_not_equal(copy.argv[0], m.agent.argv[0]);
     klp_manifest_finish(&m);
     assert_string_equal(copy.argv[0], "python3");
-    assert_string_equal(copy.workdir, "/work");
+    assert_string_equal(copy.workdir, "/data");
     klp_identity_finish(&copy);
     assert_null(klp_texts_copy(NULL));
     assert_int_equal(klp_texts_count(NULL), 0);

@@ -9,7 +9,7 @@ static void test_format_rest_request__agent_request(void **state)
     (void)state;
     static const char full[] =
         "{\"name\":\"rex\",\"image\":\"python\",\"backend\":\"qemu\",\"arch\":\"aarch64\","
-        "\"vcpus\":2,\"memory_bytes\":536870912,\"workdir\":\"/work\",\"argv\":[\"python3\","
+        "\"vcpus\":2,\"memory_bytes\":536870912,\"workdir\":\"/data\",\"argv\":[\"python3\","
         "\"-c\"],\"env\":[\"A=\",\"B=x=y\"],\"start\":true,\"remove_at_end\":true}";
     struct klp_agent_request r;
     DECODE_GOOD(klp_rest_agent_request_decode, full, &r);
@@ -18,7 +18,7 @@ static void test_format_rest_request__agent_request(void **state)
     assert_string_equal(r.argv[1], "-c");
     assert_null(r.argv[2]);
     assert_string_equal(r.env[1], "B=x=y");
-    assert_string_equal(r.workdir, "/work");
+    assert_string_equal(r.workdir, "/data");
     assert_true(r.start && r.remove_at_end);
     assert_prints(klp_rest_agent_request_encode(&r), full);
     klp_agent_request_finish(&r);
