@@ -131,9 +131,21 @@ static bool folder_sync(const char *folder)
     return done;
 }
 
+/* 0 = made, else errno. Without a descriptor where that can be: closing one would drop the locks
+ * that another connection of this process took on the file meanwhile (fcntl(2): they belong to
+ * process and file). */
+static int file_create(const char *path)
+{
+#ifdef __linux__
+    return mknod(path, S_IFREG | 0600, 0) == 0 ? 0 : errno;
+#else
+    int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    return fd >= 0 && close(fd) == 0 ? 0 : errno;
+#endif
+}
+
 /* Made here, so that it is ours alone (the log and its index take its mode over) and its name
- * durable. An existing file is never opened here: closing it would drop the locks that another
- * connection of this process holds on it (fcntl(2): they belong to process and file). */
+ * durable. */
 static bool file_make(struct klp_sqlite *sqlite, struct kelpie_error **err)
 {
     KLP_AUTO(memory) char *folder = folder_of(sqlite->path);
@@ -142,16 +154,12 @@ static bool file_make(struct klp_sqlite *sqlite, struct kelpie_error **err)
                           "cannot use registry '%s': it lies on a network file system, where hosts "
                           "cannot share it; let one node serve it (node:NAME)",
                           sqlite->path);
-    int fd = open(sqlite->path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-    int why = errno;
-    if (fd >= 0) {
-        (void)close(fd);
-        if (folder_sync(folder))
-            return true;
-        (void)unlink(sqlite->path);
+    int why = file_create(sqlite->path);
+    if (why == 0 && folder_sync(folder))
+        return true;
+    if (why == 0)
         return klp_refuse(err, KELPIE_E_IO,
                           "cannot make registry '%s': the folder cannot be synced", sqlite->path);
-    }
     if (why == EEXIST)
         return true;
     enum kelpie_code code = why == EACCES || why == EPERM    ? KELPIE_E_DENIED
@@ -236,27 +244,43 @@ static bool wal_start(struct klp_sqlite *sqlite, struct kelpie_error **err)
     return true;
 }
 
+struct schema_facts {
+    int64_t application, version, tables;
+};
+
+/* In one transaction: another daemon may be making the schema. */
+static bool schema_read(struct klp_sqlite *sqlite, struct schema_facts *out,
+                        struct kelpie_error **err)
+{
+    bool own = sqlite3_get_autocommit(sqlite->db) != 0;
+    int rc = own ? sqlite3_exec(sqlite->db, "BEGIN", NULL, NULL, NULL) : SQLITE_OK;
+    if (rc == SQLITE_OK)
+        rc = pragma(sqlite, "PRAGMA application_id", &out->application, NULL);
+    if (rc == SQLITE_OK)
+        rc = pragma(sqlite, "PRAGMA user_version", &out->version, NULL);
+    if (rc == SQLITE_OK)
+        rc = pragma(sqlite, "SELECT count(*) FROM sqlite_schema", &out->tables, NULL);
+    bool fine = rc == SQLITE_OK || refuse(sqlite, rc, err);
+    if (own && !sqlite3_get_autocommit(sqlite->db))
+        (void)sqlite3_exec(sqlite->db, "ROLLBACK", NULL, NULL, NULL);
+    return fine;
+}
+
 /* *out_ready: the schema is there and of our version. */
 static bool schema_check(struct klp_sqlite *sqlite, bool *out_ready, struct kelpie_error **err)
 {
-    int64_t application = 0, version = 0, tables = 0;
-    int rc = pragma(sqlite, "PRAGMA application_id", &application, NULL);
-    if (rc == SQLITE_OK)
-        rc = pragma(sqlite, "PRAGMA user_version", &version, NULL);
-    if (rc == SQLITE_OK)
-        rc = pragma(sqlite, "SELECT count(*) FROM sqlite_schema", &tables, NULL);
-    if (rc != SQLITE_OK)
-        return refuse(sqlite, rc, err);
-    *out_ready = application == APPLICATION_ID && version == SCHEMA_VERSION;
-    if (*out_ready || (application == 0 && version == 0 && tables == 0))
+    struct schema_facts facts = {0};
+    KLP_CHECK(schema_read(sqlite, &facts, err));
+    *out_ready = facts.application == APPLICATION_ID && facts.version == SCHEMA_VERSION;
+    if (*out_ready || (facts.application == 0 && facts.version == 0 && facts.tables == 0))
         return true;
-    if (application != APPLICATION_ID || version < 1)
+    if (facts.application != APPLICATION_ID || facts.version < 1)
         return klp_refuse(err, KELPIE_E_CORRUPT,
                           "cannot use '%s': it is an SQLite file, but no registry of Kelpie",
                           sqlite->path);
     return klp_refuse(err, KELPIE_E_UNSUPPORTED,
                       "cannot use registry '%s': it has version %lld, this release knows %d",
-                      sqlite->path, (long long)version, SCHEMA_VERSION);
+                      sqlite->path, (long long)facts.version, SCHEMA_VERSION);
 }
 
 static bool schema_make(struct klp_sqlite *sqlite, struct kelpie_error **err)
