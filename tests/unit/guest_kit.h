@@ -30,6 +30,7 @@
 #include "base/fmt.h"
 #include "format/guest_frame.h"
 #include "format/tar.h"
+#include "format/vocabulary.h"
 
 #define CLIENT_WAIT_MS 10000
 #define CLIENT_OUTPUT_MAX (32u * KLP_MIB)
