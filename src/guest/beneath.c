@@ -30,10 +30,13 @@ static int part_open(int at_fd, const char *part, bool make)
 
 static int beneath_refuse(struct kelpie_error **err, int error_number, const char *path)
 {
-    const char *why = strerror(error_number);
     if (error_number == ELOOP || error_number == ENOTDIR)
-        why = "a part of the path is a link or no folder";
-    return klp_refuse(err, guest_errno_code(error_number), "cannot reach '%s': %s", path, why) - 1;
+        return klp_refuse(err, KELPIE_E_DENIED,
+                          "cannot reach '%s': a part of the path is a link or no folder", path) -
+               1;
+    return klp_refuse(err, guest_errno_code(error_number), "cannot reach '%s': %s", path,
+                      strerror(error_number)) -
+           1;
 }
 
 int guest_beneath_parent(int base_fd, const char *path, bool make, const char **leaf,

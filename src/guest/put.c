@@ -55,7 +55,7 @@ static bool folder_write(int dir_fd, const char *leaf, const struct klp_tar_entr
         return false;
     int fd = openat(dir_fd, leaf, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     bool fine = fd >= 0 && fchmod(fd, entry->mode & 0777) == 0;
-    int error_number = errno;
+    int error_number = errno == ENOTDIR ? ELOOP : errno; /* a link or file stands there */
     guest_close(&fd);
     errno = error_number;
     return fine;
