@@ -92,6 +92,11 @@ void klp_json_print(const struct klp_json *json, struct klp_buf *out)
                                   JSON_COMPACT | JSON_ENCODE_ANY) == 0);
 }
 
+struct klp_json *klp_json_copy(const struct klp_json *json)
+{
+    return outside(json_deep_copy(inside_const(json)));
+}
+
 struct klp_json *klp_json_object(void)
 {
     return outside(json_object());

@@ -16,6 +16,7 @@ void klp_json_free(struct klp_json *json);
 /* Compact, keys in order of insertion; strings that are not UTF-8 must not get in (see klp_json_set_text). */
 void klp_json_print(const struct klp_json *json, struct klp_buf *out);
 
+struct klp_json *klp_json_copy(const struct klp_json *json); /* deep */
 struct klp_json *klp_json_object(void);
 struct klp_json *klp_json_array(void);
 /* Setters take over nothing but `value`. Text is escaped UTF-8: invalid bytes become U+FFFD. NULL text = JSON null. */
