@@ -13,6 +13,7 @@
 #include "env/posix/posix.h"
 
 struct stream {
+    struct klp_list link; /* under the api's mutex */
     struct klp_api *api;
     struct MHD_UpgradeResponseHandle *handle;
     struct klp_stream *socket; /* the upgraded connection, a copy of its descriptor */
@@ -204,6 +205,11 @@ static void stream_serve(struct stream *stream)
 static void stream_free(struct stream *stream)
 {
     struct klp_api *api = stream->api;
+    KLP_LOCKED(api->mutex)
+    {
+        klp_list_remove(&stream->link);
+        klp_cond_wake(api->changed);
+    }
     if (stream->control != NULL)
         kelpie_exec_control_destroy(stream->control);
     klp_stream_close(stream->socket);
@@ -219,6 +225,19 @@ static void stream_free(struct stream *stream)
         api->streams--;
         klp_cond_wake(api->changed);
     }
+}
+
+void streams_end(struct klp_api *api)
+{
+    struct kelpie_op forever = {.env = api->options.env, .deadline_ns = KLP_NO_DEADLINE};
+    klp_mutex_lock(api->mutex);
+    KLP_LIST_EACH(item, &api->streams)
+    {
+        klp_cancel_raise(KLP_CONTAINER(item, struct stream, link)->cancel);
+    }
+    while (!klp_list_is_empty(&api->streams))
+        KLP_IGNORE(klp_cond_wait(&forever, api->changed, api->mutex, NULL));
+    klp_mutex_unlock(api->mutex);
 }
 
 /* MHD calls this on the connection's own thread, which is ours until the stream ends. */
@@ -273,7 +292,7 @@ static kelpie_outcome stream_begin(struct api_request *request, const char *agen
 static void stream_upgrade(struct api_request *request, struct stream *stream)
 {
     KLP_LOCKED (request->api->mutex) {
-        request->api->streams++;
+        klp_list_append(&request->api->streams, &stream->link);
     }
     request->upgrade = MHD_create_response_for_upgrade(on_upgrade, stream);
     KLP_ASSERT(request->upgrade != NULL);

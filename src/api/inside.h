@@ -6,6 +6,7 @@
 #include <microhttpd.h>
 
 #include "api/api.h"
+#include "base/list.h"
 
 #define API_SEGMENTS_MAX 6
 #define API_TIMEOUT_MS_DEFAULT 120000
@@ -17,7 +18,7 @@ struct klp_api {
     struct klp_mutex *mutex;
     struct klp_cond *changed;
     struct klp_cancel *cancel; /* raised at the end: waiting requests end */
-    unsigned streams;          /* upgraded connections under way */
+    struct klp_list streams;   /* upgraded connections under way */
 };
 
 struct api_request {
@@ -74,6 +75,8 @@ KELPIE_MUST_USE kelpie_outcome exec_upgrade(struct api_request *request, const c
                                             struct kelpie_error **err);
 KELPIE_MUST_USE kelpie_outcome logs_upgrade(struct api_request *request, const char *agent,
                                             struct kelpie_error **err);
+/* Ends all streams and waits until they are gone. */
+void streams_end(struct klp_api *api);
 bool request_wants_upgrade(const struct api_request *request);
 
 #endif

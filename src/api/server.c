@@ -305,6 +305,7 @@ bool klp_api_start(const struct klp_api_options *options, int listen_fd, struct 
     api->mutex = klp_mutex_create(options->env);
     api->changed = klp_cond_create(options->env);
     api->cancel = klp_cancel_create(options->env);
+    klp_list_init(&api->streams);
     api->daemon = MHD_start_daemon(
         MHD_USE_INTERNAL_POLLING_THREAD | MHD_USE_THREAD_PER_CONNECTION | MHD_USE_POLL |
             MHD_ALLOW_UPGRADE | MHD_USE_ITC,
@@ -329,11 +330,7 @@ void klp_api_stop(struct klp_api *api)
     if (api == NULL)
         return;
     klp_cancel_raise(api->cancel);
-    struct kelpie_op forever = {.env = api->options.env, .deadline_ns = KLP_NO_DEADLINE};
-    klp_mutex_lock(api->mutex);
-    while (api->streams > 0)
-        KLP_IGNORE(klp_cond_wait(&forever, api->changed, api->mutex, NULL));
-    klp_mutex_unlock(api->mutex);
+    streams_end(api);
     MHD_stop_daemon(api->daemon);
     klp_cancel_destroy(api->cancel);
     klp_cond_destroy(api->changed);

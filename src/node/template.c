@@ -59,14 +59,6 @@ void bases_drop(struct klp_node *node)
 
 /* ---- images */
 
-static void image_ref(char out[KLP_REF_NAME_MAX], const char *name, enum klp_arch arch)
-{
-    klp_format(out, KLP_REF_NAME_MAX, "images/%s/%s", name, klp_arch_name(arch));
-    for (char *at = out; *at != 0; at++) /* x86_64: refs know no underscore */
-        if (*at == '_')
-            *at = '-';
-}
-
 kelpie_outcome image_load(const struct kelpie_op *op, struct klp_node *node, const char *name,
                           enum klp_arch arch, struct klp_image *out, struct klp_digest *out_digest,
                           struct kelpie_error **err)
@@ -74,7 +66,7 @@ kelpie_outcome image_load(const struct kelpie_op *op, struct klp_node *node, con
     char ref[KLP_REF_NAME_MAX];
     struct klp_store *store = node->host.snapshots.store;
     __attribute__((cleanup(klp_auto_buf))) struct klp_buf bytes = KLP_BUF_INIT(64 * KLP_KIB);
-    image_ref(ref, name, arch);
+    klp_image_ref(ref, name, arch);
     struct kelpie_error *error = NULL;
     kelpie_outcome outcome = klp_ref_get(op, store, ref, &bytes, &error);
     if (!kelpie_is_ok(outcome) && kelpie_error_code(error) == KELPIE_E_NOT_FOUND) {
@@ -108,7 +100,7 @@ kelpie_outcome klp_node_image_put(const struct kelpie_op *op, struct klp_node *n
     KLP_TRY(klp_store_verify(op, store, KLP_OBJECT_BLOB, &image->initramfs.digest, err));
     KLP_TRY(klp_store_put(op, store, KLP_OBJECT_BLOB, bytes.data, bytes.size, &digest, err));
     klp_digest_text(&digest, text);
-    image_ref(ref, image->name, image->arch);
+    klp_image_ref(ref, image->name, image->arch);
     KLP_TRY(klp_ref_delete(op, store, ref, err));
     KLP_TRY(klp_ref_create(op, store, ref, text, strlen(text), err));
     event_post(node, "image.put", "", "%s %s %s", image->name, image->version, text);
@@ -144,7 +136,7 @@ kelpie_outcome klp_node_image_remove(const struct kelpie_op *op, struct klp_node
     struct klp_image_info info;
     char ref[KLP_REF_NAME_MAX];
     KLP_TRY(klp_node_image_get(op, node, name, arch, &info, err));
-    image_ref(ref, name, arch);
+    klp_image_ref(ref, name, arch);
     return klp_ref_delete(op, node->host.snapshots.store, ref, err);
 }
 

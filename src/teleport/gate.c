@@ -6,6 +6,14 @@
 #include "base/fmt.h"
 #include "teleport/teleport.h"
 
+void klp_image_ref(char out[KLP_REF_NAME_MAX], const char *name, enum klp_arch arch)
+{
+    klp_format(out, KLP_REF_NAME_MAX, "images/%s/%s", name, klp_arch_name(arch));
+    for (char *at = out; *at != 0; at++)
+        if (*at == '_')
+            *at = '-';
+}
+
 /* Images are bound by digest: the same name and version with other bytes is another image. A
  * checkpoint asks for the name alone, for it brings no memory that relies on the image. */
 static void image_reasons(const struct kelpie_op *op, struct klp_host *host,
@@ -17,7 +25,7 @@ static void image_reasons(const struct kelpie_op *op, struct klp_host *host,
         return; /* a snapshot with memory brings its template by digest: nothing of the image is
                    read */
     char name[KLP_REF_NAME_MAX];
-    klp_format(name, sizeof(name), "images/%s/%s", identity->image, klp_arch_name(arch));
+    klp_image_ref(name, identity->image, arch);
     __attribute__((cleanup(klp_auto_buf))) struct klp_buf value = KLP_BUF_INIT(KLP_REF_VALUE_MAX);
     if (!kelpie_is_ok(klp_ref_get(op, host->snapshots.store, name, &value, NULL)))
         klp_error_reason_add(faults, "image: node '%s' has no image '%s' for %s", host->node,

@@ -44,6 +44,9 @@ struct klp_host {
     size_t factory_count;
 };
 
+/* The ref that names an image of an architecture: "images/NAME/ARCH" (refs know no underscore: x86-64). */
+void klp_image_ref(char out[KLP_REF_NAME_MAX], const char *name, enum klp_arch arch);
+
 /* ---- the compatibility gate (gate.c): every reason is collected, nothing is touched. */
 /* May this host run that machine with that image? INCOMPATIBLE with all reasons; `Try:` names
  * --checkpoint. */
