@@ -23,7 +23,7 @@ void *klp_buf_reserve(struct klp_buf *buf, size_t size)
 {
     if (buf->over_limit || buf->no_memory)
         return NULL;
-    if (size > buf->size_max - buf->size) {
+    if (size > buf->size_max - buf->size || size >= SIZE_MAX - buf->size) {
         buf->over_limit = true;
         return NULL;
     }
@@ -153,6 +153,8 @@ const uint8_t *klp_read_bytes(struct klp_reader *reader, size_t size)
         reader->failed = true;
         return NULL;
     }
+    if (size == 0 && reader->data == NULL)
+        return (const uint8_t *)""; /* nothing is asked of nothing: no failure */
     const uint8_t *bytes = reader->data + reader->at;
     reader->at += size;
     return bytes;

@@ -75,6 +75,14 @@ static bool error_is_static(const struct kelpie_error *err)
     return err == &no_memory;
 }
 
+/* A message is one line, whatever a guest or a peer put into its arguments. */
+static void text_clean(char *text)
+{
+    for (; *text != 0; text++)
+        if ((unsigned char)*text < 0x20 || *text == 0x7f)
+            *text = '?';
+}
+
 /* A message of at most KLP_ERROR_TEXT_MAX bytes; NULL when there is no memory. */
 static char *text_create(const char *format, va_list args)
 {
@@ -85,38 +93,42 @@ static char *text_create(const char *format, va_list args)
     if (size > KLP_ERROR_TEXT_MAX)
         size = KLP_ERROR_TEXT_MAX;
     char *text = klp_mem_try(size + 1);
-    if (text != NULL)
-        klp_vformat(text, size + 1, format, args);
+    if (text == NULL)
+        return NULL;
+    klp_vformat(text, size + 1, format, args);
+    text_clean(text);
     return text;
 }
 
-static void error_set(struct kelpie_error **err, enum kelpie_code code, struct kelpie_error *cause,
-                      const char *format, va_list args)
+/* NULL when there is no memory. */
+static struct kelpie_error *error_create(enum kelpie_code code, const char *format, va_list args)
 {
-    if (err == NULL) {
-        kelpie_error_free(cause);
-        return;
-    }
-    KLP_ASSERT(*err == NULL);
     struct kelpie_error *created = klp_mem_try(sizeof(*created));
     char *message = created != NULL ? text_create(format, args) : NULL;
     if (message == NULL) {
         klp_mem_free(created);
-        kelpie_error_free(cause);
-        *err = (struct kelpie_error *)(uintptr_t)&no_memory;
-        return;
+        return NULL;
     }
     created->code = code;
     created->message = message;
-    created->cause = cause;
-    *err = created;
+    return created;
+}
+
+static void error_set(struct kelpie_error **err, enum kelpie_code code, const char *format,
+                      va_list args)
+{
+    if (err == NULL)
+        return;
+    KLP_ASSERT(*err == NULL);
+    struct kelpie_error *created = error_create(code, format, args);
+    *err = created != NULL ? created : (struct kelpie_error *)(uintptr_t)&no_memory;
 }
 
 kelpie_outcome klp_fail(struct kelpie_error **err, enum kelpie_code code, const char *format, ...)
 {
     va_list args;
     va_start(args, format);
-    error_set(err, code, NULL, format, args);
+    error_set(err, code, format, args);
     va_end(args);
     return (kelpie_outcome){KELPIE_FAIL};
 }
@@ -125,7 +137,7 @@ kelpie_outcome klp_unknown(struct kelpie_error **err, const char *format, ...)
 {
     va_list args;
     va_start(args, format);
-    error_set(err, KELPIE_E_OUTCOME_UNKNOWN, NULL, format, args);
+    error_set(err, KELPIE_E_OUTCOME_UNKNOWN, format, args);
     va_end(args);
     return (kelpie_outcome){KELPIE_UNKNOWN};
 }
@@ -134,18 +146,21 @@ bool klp_refuse(struct kelpie_error **err, enum kelpie_code code, const char *fo
 {
     va_list args;
     va_start(args, format);
-    error_set(err, code, NULL, format, args);
+    error_set(err, code, format, args);
     va_end(args);
     return false;
 }
 
+/* Without memory for the layer the lower error stays alone: its code is what callers act on. */
 static void error_wrap(struct kelpie_error **err, const char *format, va_list args)
 {
     if (err == NULL || *err == NULL || error_is_static(*err))
         return;
-    struct kelpie_error *cause = *err;
-    *err = NULL;
-    error_set(err, cause->code, cause, format, args);
+    struct kelpie_error *outer = error_create((*err)->code, format, args);
+    if (outer == NULL)
+        return;
+    outer->cause = *err;
+    *err = outer;
 }
 
 kelpie_outcome klp_wrap(struct kelpie_error **err, kelpie_outcome outcome, const char *format, ...)
@@ -167,17 +182,30 @@ bool klp_wrap_refusal(struct kelpie_error **err, const char *format, ...)
     return false;
 }
 
+/* The outermost error of the chain that has reasons of its own. */
+static const struct kelpie_error *error_with_reasons(const struct kelpie_error *err)
+{
+    while (err != NULL && err->reason_count == 0)
+        err = err->cause;
+    return err;
+}
+
+/* Goes where the chain's reasons are already: reasons of an outer error would hide them. */
 void klp_error_reason_add(struct kelpie_error **err, const char *format, ...)
 {
-    if (err == NULL || *err == NULL || error_is_static(*err) ||
-        (*err)->reason_count == KLP_ERROR_REASONS_MAX)
+    if (err == NULL || *err == NULL || error_is_static(*err))
+        return;
+    struct kelpie_error *holder = (struct kelpie_error *)(uintptr_t)error_with_reasons(*err);
+    if (holder == NULL)
+        holder = *err;
+    if (holder->reason_count == KLP_ERROR_REASONS_MAX)
         return;
     va_list args;
     va_start(args, format);
     char *text = text_create(format, args);
     va_end(args);
     if (text != NULL)
-        (*err)->reasons[(*err)->reason_count++] = text;
+        holder->reasons[holder->reason_count++] = text;
 }
 
 void klp_error_remedy_set(struct kelpie_error **err, const char *format, ...)
@@ -186,9 +214,12 @@ void klp_error_remedy_set(struct kelpie_error **err, const char *format, ...)
         return;
     va_list args;
     va_start(args, format);
-    klp_mem_free((*err)->remedy);
-    (*err)->remedy = text_create(format, args);
+    char *text = text_create(format, args); /* before the old one goes: it may be an argument */
     va_end(args);
+    if (text == NULL)
+        return;
+    klp_mem_free((*err)->remedy);
+    (*err)->remedy = text;
 }
 
 enum kelpie_code klp_error_code(struct kelpie_error *const *err)
@@ -233,14 +264,6 @@ const char *kelpie_error_message(const struct kelpie_error *err)
 const struct kelpie_error *kelpie_error_cause(const struct kelpie_error *err)
 {
     return err != NULL ? err->cause : NULL;
-}
-
-/* The outermost error of the chain that has reasons of its own. */
-static const struct kelpie_error *error_with_reasons(const struct kelpie_error *err)
-{
-    while (err != NULL && err->reason_count == 0)
-        err = err->cause;
-    return err;
 }
 
 size_t kelpie_error_reason_count(const struct kelpie_error *err)

@@ -14,17 +14,12 @@ static void sha256_drop(void *object)
     klp_mem_free(hash);
 }
 
-static void sha256_begin(struct klp_sha256 *hash)
-{
-    KLP_ASSERT(EVP_DigestInit_ex(hash->context, EVP_sha256(), NULL) == 1);
-}
-
 struct klp_sha256 *klp_sha256_create(void)
 {
     struct klp_sha256 *hash = KLP_NEW(struct klp_sha256);
     hash->context = EVP_MD_CTX_new();
     KLP_ASSERT(hash->context != NULL);
-    sha256_begin(hash);
+    KLP_ASSERT(EVP_DigestInit_ex(hash->context, EVP_sha256(), NULL) == 1);
     klp_mem_guard(hash, sha256_drop);
     return hash;
 }
@@ -37,7 +32,8 @@ void klp_sha256_update(struct klp_sha256 *hash, const void *data, size_t size)
 void klp_sha256_final(struct klp_sha256 *hash, struct klp_digest *out)
 {
     KLP_ASSERT(EVP_DigestFinal_ex(hash->context, out->bytes, NULL) == 1);
-    sha256_begin(hash);
+    /* No name: OpenSSL 3 would look the algorithm up again, under a lock. */
+    KLP_ASSERT(EVP_DigestInit_ex(hash->context, NULL, NULL) == 1);
 }
 
 void klp_sha256_destroy(struct klp_sha256 *hash)

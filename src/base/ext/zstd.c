@@ -5,7 +5,6 @@
 
 #define LEVEL                                                                                      \
     1 /* store-and-teleport a.3: higher levels buy 3 to 10 % for 1.3 to 5 times the time */
-#define WINDOW_LOG_MAX 23
 
 struct klp_zstd {
     ZSTD_CCtx *compress; /* made by need */
@@ -38,13 +37,15 @@ void klp_zstd_destroy(struct klp_zstd *zstd)
 size_t klp_zstd_compress(struct klp_zstd *zstd, const void *plain, size_t size, void *out,
                          size_t capacity)
 {
+    if (capacity == 0)
+        return 0;
     if (zstd->compress == NULL) {
         zstd->compress = ZSTD_createCCtx();
         KLP_ASSERT(zstd->compress != NULL);
         KLP_ASSERT(
             !ZSTD_isError(ZSTD_CCtx_setParameter(zstd->compress, ZSTD_c_compressionLevel, LEVEL)));
     }
-    size_t stored = ZSTD_compress2(zstd->compress, out, capacity, plain, size);
+    size_t stored = ZSTD_compress2(zstd->compress, out, capacity - 1, plain, size);
     return ZSTD_isError(stored) ? 0 : stored;
 }
 
@@ -54,9 +55,14 @@ bool klp_zstd_expand(struct klp_zstd *zstd, const void *stored, size_t size, voi
     if (zstd->expand == NULL) {
         zstd->expand = ZSTD_createDCtx();
         KLP_ASSERT(zstd->expand != NULL);
-        KLP_ASSERT(!ZSTD_isError(
-            ZSTD_DCtx_setParameter(zstd->expand, ZSTD_d_windowLogMax, WINDOW_LOG_MAX)));
     }
+    /* One frame and nothing else: without this, several frames and "skippable" ones are taken too,
+     * so that a frame of ours would have more than one spelling. */
+    if (ZSTD_findFrameCompressedSize(stored, size) != size)
+        return false;
+    unsigned long long named = ZSTD_getFrameContentSize(stored, size);
+    if (named != ZSTD_CONTENTSIZE_UNKNOWN && named != plain_size)
+        return false;
     size_t plain = ZSTD_decompressDCtx(zstd->expand, out, plain_size, stored, size);
     return !ZSTD_isError(plain) && plain == plain_size;
 }

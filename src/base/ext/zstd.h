@@ -12,7 +12,8 @@ void klp_zstd_destroy(struct klp_zstd *zstd);
 /* Bytes written, or 0 when the result would not be smaller than `capacity`. Level 1, fixed. */
 size_t klp_zstd_compress(struct klp_zstd *zstd, const void *plain, size_t size, void *out,
                          size_t capacity);
-/* False unless the input decodes to exactly plain_size bytes. Window bounded to 8 MiB. */
+/* False unless the input is one frame that decodes to exactly plain_size bytes. The output is also
+ * the window: no memory beyond it, whatever window the frame asks for. */
 KELPIE_MUST_USE bool klp_zstd_expand(struct klp_zstd *zstd, const void *stored, size_t size,
                                      void *out, size_t plain_size);
 
