@@ -221,10 +221,6 @@ static void stream_free(struct stream *stream)
     klp_exec_request_finish(&stream->asked);
     MHD_upgrade_action(stream->handle, MHD_UPGRADE_ACTION_CLOSE);
     klp_mem_free(stream);
-    KLP_LOCKED (api->mutex) {
-        api->streams--;
-        klp_cond_wake(api->changed);
-    }
 }
 
 void streams_end(struct klp_api *api)
