@@ -37,7 +37,7 @@ static void checkpoint_fail(struct guest *g, const char *why)
 {
     char text[400];
     klp_format(text, sizeof(text), "cannot make a checkpoint: %s", why);
-    guest_channel_fail(g, g->job_channel, klp_error_create(KELPIE_E_PARTIAL, text));
+    guest_channel_fail(g, g->job_channel, klp_error_create(KELPIE_E_IO, text));
 }
 
 static void hooks_done(struct guest *g, const char *failure)

@@ -66,6 +66,13 @@ void guest_send_exit(struct guest *g, uint32_t id, int code, int number, bool ti
     guest_send(g, KLP_GUEST_EXIT, 0, id, klp_buf_view(&body));
 }
 
+void guest_send_started(struct guest *g, uint32_t id, pid_t pid)
+{
+    __attribute__((cleanup(klp_auto_buf))) struct klp_buf body = KLP_BUF_INIT(64);
+    klp_field_append_u64(&body, KLP_TAG_PID, (uint64_t)pid);
+    guest_send(g, KLP_GUEST_STARTED, 0, id, klp_buf_view(&body));
+}
+
 /* ---- input */
 
 static void input_close(struct guest *g, struct guest_channel *channel)
@@ -224,8 +231,10 @@ static void exec_poll(struct guest *g, struct guest_channel *channel)
 {
     const struct exec *exec = exec_of(channel);
     bool has_room = guest_channel_room(g, channel) > 0;
-    if (exec->status_fd >= 0)
+    if (exec->status_fd >= 0) { /* STARTED comes before the first byte */
         guest_poll_add(g, exec->status_fd, POLLIN, GUEST_POLL_CHANNEL, channel, WHICH_STATUS);
+        return;
+    }
     if (exec->in_fd >= 0 && exec->input.size > 0)
         guest_poll_add(g, exec->in_fd, POLLOUT, GUEST_POLL_CHANNEL, channel, WHICH_IN);
     if (exec->out_fd >= 0 && has_room)
@@ -234,17 +243,27 @@ static void exec_poll(struct guest *g, struct guest_channel *channel)
         guest_poll_add(g, exec->err_fd, POLLIN, GUEST_POLL_CHANNEL, channel, WHICH_ERR);
 }
 
-static void exec_ready(struct guest *g, struct guest_channel *channel, int which, short events)
+/* False: the channel has ended. */
+static bool status_take(struct guest *g, struct guest_channel *channel)
 {
     struct exec *exec = exec_of(channel);
     struct kelpie_error *err = NULL;
+    int result = guest_spawn_result(&exec->status_fd, exec->name, exec->workdir, &err);
+    if (result < 0)
+        guest_channel_fail(g, channel, err);
+    else if (result > 0)
+        guest_send_started(g, channel->id, exec->group);
+    return result >= 0;
+}
+
+static void exec_ready(struct guest *g, struct guest_channel *channel, int which, short events)
+{
+    struct exec *exec = exec_of(channel);
     (void)events;
     switch (which) {
     case WHICH_STATUS:
-        if (guest_spawn_result(&exec->status_fd, exec->name, exec->workdir, &err) < 0) {
-            guest_channel_fail(g, channel, err);
+        if (!status_take(g, channel))
             return;
-        }
         break;
     case WHICH_IN:
         input_write(g, channel);

@@ -124,7 +124,7 @@ static void hooks_done(struct guest *g, const char *failure)
     struct guest_freeze *freeze = &g->freeze;
     int failed = 0;
     if (failure != NULL) {
-        freeze_fail(g, KELPIE_E_PARTIAL, failure);
+        freeze_fail(g, KELPIE_E_IO, failure);
         return;
     }
     guest_seeds_delete(g, &failed);
@@ -191,7 +191,7 @@ void guest_thaw_open(struct guest *g, uint32_t id)
         return;
     }
     if (g->job == GUEST_JOB_FREEZE)
-        freeze_fail(g, KELPIE_E_CANCELLED, "a thaw came first");
+        freeze_fail(g, KELPIE_E_STATE, "a thaw came first");
     workload_continue(g);
     guest_send_done(g, id, NULL);
 }

@@ -27,9 +27,10 @@
 #define GUEST_POLL_MAX (4 * GUEST_CHANNELS + 16)
 #define GUEST_IN_SIZE (KLP_GUEST_HEADER_SIZE + KLP_FRAME_BODY_MAX + 16 * KLP_KIB) /* bytes */
 #define GUEST_OUT_MAX KLP_MIB /* bytes; never reached: no frame is read while it is over HIGH */
-#define GUEST_OUT_HIGH (256 * KLP_KIB) /* bytes; above it neither programs nor the host are read   \
-                                        */
-#define GUEST_DATA_MAX (32 * KLP_KIB)  /* bytes of one DATA frame we send */
+#define GUEST_OUT_HIGH                                                                             \
+    (256 * KLP_KIB)                   /* bytes; above it neither programs nor the host are read    \
+                                       */
+#define GUEST_DATA_MAX (32 * KLP_KIB) /* bytes of one DATA frame we send */
 #define GUEST_GRACE_MS 2000 /* how long a grandchild may hold a pipe after its program's end */
 #define GUEST_HOOK_MS 5000  /* reliability-security 5 */
 #define GUEST_HOOKS_MAX 64
@@ -355,6 +356,7 @@ uint64_t guest_main_deadline(const struct guest *g);
 void guest_main_tick(struct guest *g, uint64_t now_ms);
 void guest_main_append(const struct guest *g, struct klp_buf *body);
 void guest_main_report(struct guest *g, uint32_t id); /* answers MAIN */
+void guest_send_started(struct guest *g, uint32_t id, pid_t pid);
 void guest_send_exit(struct guest *g, uint32_t id, int code, int number, bool timed_out);
 void guest_log_open(struct guest *g, uint32_t id, struct klp_bytes body);
 void guest_ring_append(struct guest_ring *ring, bool is_stderr, const uint8_t *data, size_t size);

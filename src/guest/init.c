@@ -128,6 +128,17 @@ static void loopback_up(void)
     guest_close(&fd);
 }
 
+/* Until the host says another with SETUP. */
+static void hostname_take(void)
+{
+    char name[65];
+    if (guest_file_read("/etc/hostname", name, sizeof(name)) <= 0)
+        memcpy(name, "kelpie", sizeof("kelpie"));
+    size_t size = strcspn(name, " \t\n");
+    if (size > 0 && sethostname(name, size) < 0)
+        guest_log("cannot set the host name: %s", strerror(errno));
+}
+
 static void be_unkillable(void)
 {
     int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
@@ -149,6 +160,7 @@ void guest_init_system(struct guest *g)
                                 "/bin/false\n");
     file_provide("/etc/group", "root:x:0:\nnogroup:x:65534:\n");
     file_provide("/etc/hosts", "127.0.0.1 localhost\n::1 localhost\n");
+    hostname_take();
     loopback_up();
     be_unkillable();
     reboot(RB_DISABLE_CAD);

@@ -53,14 +53,12 @@ static const struct guest_channel_ops starter_ops = {.finish = starter_finish};
 
 static void start_succeeded(struct guest *g)
 {
-    __attribute__((cleanup(klp_auto_buf))) struct klp_buf body = KLP_BUF_INIT(64);
     struct guest_channel *channel = g->main.starter;
     if (channel == NULL)
         return;
     uint32_t id = channel->id;
     guest_channel_end(g, channel);
-    klp_field_append_u64(&body, KLP_TAG_PID, (uint64_t)g->main.started_pid);
-    guest_send(g, KLP_GUEST_STARTED, 0, id, klp_buf_view(&body));
+    guest_send_started(g, id, g->main.started_pid);
 }
 
 /* It never ran: as if nobody had asked. */

@@ -219,8 +219,11 @@ static void test_guest_exec__both_streams_end_before_exit(void **state)
 {
     struct client *c = *state;
     struct client_frame frame;
-    uint32_t channel = client_exec(c, CLIENT_ARGV("@echo", "x"));
     unsigned ends = 0;
+    c->wants_started = true;
+    uint32_t channel = client_exec(c, CLIENT_ARGV("@echo", "x"));
+    client_expect(c, KLP_GUEST_STARTED, channel, &frame); /* before its first byte */
+    assert_true(client_number(&frame, KLP_TAG_PID) > 1);
     do {
         client_frame(c, &frame);
         if (frame.type == KLP_GUEST_DATA && (frame.flags & KLP_GUEST_FLAG_END) != 0)
@@ -229,7 +232,6 @@ static void test_guest_exec__both_streams_end_before_exit(void **state)
     assert_int_equal(frame.type, KLP_GUEST_EXIT);
     assert_int_equal(ends, 3);
     client_no_frame(c, 30); /* EXIT comes once, and last */
-    (void)channel;
 }
 
 /* ---- what cannot run */

@@ -43,6 +43,7 @@ struct client {
     size_t in_size, in_used; /* of in; in_used: the last frame, dropped at the next call */
     uint32_t last_channel;
     uint8_t last_nonce;
+    bool wants_started; /* else STARTED of a program is passed over */
 };
 
 struct client_frame {
@@ -252,6 +253,12 @@ static inline bool client_try_frame(struct client *c, struct client_frame *out, 
         assert_true(size >= 0); /* the agent never sends garbage */
         if (size > 0) {
             c->in_used = (size_t)size;
+            if (frame.type == KLP_GUEST_STARTED && !c->wants_started) {
+                c->in_size -= c->in_used;
+                memmove(c->in, c->in + c->in_used, c->in_size);
+                c->in_used = 0;
+                continue;
+            }
             *out = (struct client_frame){frame.type, frame.flags, frame.channel, frame.body};
             return true;
         }

@@ -540,6 +540,7 @@ static void test_guest_protocol__socket_takes_one_host_after_another(void **stat
     own.fd = connect_to(path);
     client_hello(&own);
     struct klp_buf body = client_arguments(CLIENT_ARGV("@sleep", "1000"));
+    own.wants_started = true;
     client_send_body(&own, KLP_GUEST_MAIN_START, ++own.last_channel, &body);
     client_expect(&own, KLP_GUEST_STARTED, own.last_channel, NULL);
     for (int i = 0; i < 3; i++) {

@@ -22,8 +22,10 @@ static int teardown(void **state)
 static void main_start(struct client *c, const char *const *argv)
 {
     struct klp_buf body = client_arguments(argv);
+    c->wants_started = true;
     client_send_body(c, KLP_GUEST_MAIN_START, ++c->last_channel, &body);
     client_expect(c, KLP_GUEST_STARTED, c->last_channel, NULL);
+    c->wants_started = false;
 }
 
 static void main_refused(struct client *c, const char *const *argv, const char *code)
@@ -299,7 +301,7 @@ static void test_guest_state__snapshot_hooks_run_in_order(void **state)
     assert_string_equal(client_read_file(client_path(c, "/order")), "1\n0\n");
     thaw_done(c);
     client_write_file(c, "/etc/kelpie/snapshot.d/15-fails", "#!/bin/sh\nexit 3\n", 0755);
-    client_expect_error(c, client_ask(c, KLP_GUEST_FREEZE), "partial");
+    client_expect_error(c, client_ask(c, KLP_GUEST_FREEZE), "io");
     assert_string_equal(client_read_file(client_path(c, "/order")), "1\n0\n1\n");
     client_check_output(c, CLIENT_ARGV("@echo", "not frozen"), "not frozen\n");
 }
@@ -322,7 +324,7 @@ static void test_guest_state__hanging_hook_is_killed(void **state)
     /* A thaw, a lost interest and a new host each end such a freeze at once. */
     channel = client_ask(c, KLP_GUEST_FREEZE);
     uint32_t thaw = client_ask(c, KLP_GUEST_THAW);
-    client_expect_error(c, channel, "cancelled");
+    client_expect_error(c, channel, "wrong_state");
     client_expect(c, KLP_GUEST_DONE, thaw, NULL);
     channel = client_ask(c, KLP_GUEST_FREEZE);
     client_send_empty(c, KLP_GUEST_CLOSE, channel);
@@ -365,7 +367,7 @@ static void test_guest_state__checkpoint_is_hooks_and_workspace(void **state)
                         "saved\n");
     assert_int_equal(access(client_path(c, "/other/run/kelpie/checkpoint/stale"), F_OK), -1);
     client_write_file(c, "/etc/kelpie/checkpoint.d/save", "#!/bin/sh\nexit 1\n", 0755);
-    client_expect_error(c, client_ask(c, KLP_GUEST_CHECKPOINT), "partial");
+    client_expect_error(c, client_ask(c, KLP_GUEST_CHECKPOINT), "io");
     client_expect(c, KLP_GUEST_DONE, client_ask(c, KLP_GUEST_PING), NULL);
 }
 
