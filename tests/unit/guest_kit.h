@@ -27,6 +27,7 @@
 #include <unistd.h>
 
 #include "base/buf.h"
+#include "base/error.h"
 #include "base/fmt.h"
 #include "format/guest_frame.h"
 #include "format/tar.h"
