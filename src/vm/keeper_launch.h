@@ -1,0 +1,16 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Starting a keeper: a process of its own session that outlives the daemon. Not core: it starts
+ * programs. */
+#ifndef KLP_VM_KEEPER_LAUNCH_H
+#define KLP_VM_KEEPER_LAUNCH_H
+
+#include "env/chan.h"
+
+/* `arguments`: further words for kelpie-keeper, NULL-terminated. OK once it listens; on failure it
+ * is gone. */
+KELPIE_MUST_USE kelpie_outcome klp_keeper_launch(const struct kelpie_op *op,
+                                                 const char *keeper_path, const char *backend,
+                                                 const char *const *arguments, struct klp_dir *dir,
+                                                 const char *vm_id, struct kelpie_error **err);
+
+#endif

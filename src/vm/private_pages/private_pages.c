@@ -1,0 +1,274 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "vm/private_pages/private_pages.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "base/fmt.h"
+#include "base/limits.h"
+
+#define PAGE 4096u
+#define RUNS_MAX 512              /* of one scan */
+#define COPY_MAX (8ull * KLP_MIB) /* bytes of one process_vm call */
+#define IOV_MAX_USED 256
+
+/* ---- PAGEMAP_SCAN, Documentation/admin-guide/mm/pagemap.rst; Debian 12's headers are older than
+ * it */
+struct page_region {
+    uint64_t start, end, categories;
+};
+struct pm_scan_arg {
+    uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
+    uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
+};
+#define PAGEMAP_SCAN_CALL _IOWR('f', 16, struct pm_scan_arg)
+#define PAGE_IS_FILE (1u << 2)
+#define PAGE_IS_PRESENT (1u << 3)
+#define PAGE_IS_SWAPPED (1u << 4)
+
+/* Private = not of the file, and present or swapped. Runs of addresses. Returns the count, < 0 =
+ * errno. */
+static int scan_ioctl(int fd, uint64_t start, uint64_t end, struct page_region *runs,
+                      uint64_t *next)
+{
+    struct pm_scan_arg arg = {.size = sizeof(arg),
+                              .start = start,
+                              .end = end,
+                              .vec = (uint64_t)(uintptr_t)runs,
+                              .vec_len = RUNS_MAX,
+                              .category_inverted = PAGE_IS_FILE,
+                              .category_mask = PAGE_IS_FILE,
+                              .category_anyof_mask = PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+                              .return_mask = PAGE_IS_PRESENT};
+    int count = ioctl(fd, PAGEMAP_SCAN_CALL, &arg);
+    *next = arg.walk_end;
+    return count >= 0 ? count : -errno;
+}
+
+bool klp_pagemap_scan_works(void)
+{
+    struct page_region runs[RUNS_MAX];
+    uint64_t next;
+    int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return false;
+    uint64_t here = (uint64_t)(uintptr_t)runs & ~(uint64_t)(PAGE - 1);
+    int count = scan_ioctl(fd, here, here + PAGE, runs, &next);
+    close(fd);
+    return count == 1; /* our own stack is there and private */
+}
+
+/* The same from the table of entries: bit 63 present, 62 swapped, 61 of a file or shared. */
+static int scan_table(int fd, uint64_t start, uint64_t end, struct page_region *runs,
+                      uint64_t *next)
+{
+    uint64_t entries[2048];
+    int count = 0;
+    for (uint64_t at = start; at < end;) {
+        size_t wanted = (size_t)((end - at) / PAGE);
+        wanted = wanted < KLP_COUNT(entries) ? wanted : KLP_COUNT(entries);
+        ssize_t got = pread(fd, entries, wanted * 8, (off_t)(at / PAGE * 8));
+        if (got <= 0)
+            return got < 0 ? -errno : -EIO;
+        for (size_t i = 0; i < (size_t)got / 8; i++, at += PAGE) {
+            uint64_t entry = entries[i];
+            bool is_private =
+                ((entry >> 63 & 1) != 0 && (entry >> 61 & 1) == 0) || (entry >> 62 & 1) != 0;
+            if (is_private && count > 0 && runs[count - 1].end == at) {
+                runs[count - 1].end = at + PAGE;
+            } else if (is_private && count == RUNS_MAX) {
+                *next = at;
+                return count;
+            } else if (is_private) {
+                runs[count++] = (struct page_region){at, at + PAGE, 0};
+            }
+        }
+    }
+    *next = end;
+    return count;
+}
+
+/* ---- the mapping */
+
+bool klp_mapping_find(int pid, int memory_fd, uint64_t size, struct klp_mapping *out,
+                      struct kelpie_error **err)
+{
+    char path[64], line[512];
+    struct stat facts;
+    if (fstat(memory_fd, &facts) != 0)
+        return klp_posix_refuse(err, errno, "cannot look at a memory object");
+    klp_format(path, sizeof(path), "/proc/%d/maps", pid);
+    FILE *maps = fopen(path, "re");
+    if (maps == NULL)
+        return klp_posix_refuse(err, errno, "cannot read %s", path);
+    uint64_t begin = 0, expected = 0;
+    bool found = false;
+    while (!found && fgets(line, sizeof(line), maps) != NULL) {
+        unsigned long long start, end, offset, inode;
+        unsigned major_number, minor_number;
+        if (sscanf(line, "%llx-%llx %*s %llx %x:%x %llu", &start, &end, &offset, &major_number,
+                   &minor_number, &inode) != 6 ||
+            inode != facts.st_ino || makedev(major_number, minor_number) != facts.st_dev)
+            continue;
+        if (offset == 0)
+            begin = start;
+        else if (start != expected || offset != start - begin)
+            continue;
+        expected = end;
+        found = end - begin == size;
+    }
+    fclose(maps);
+    if (!found)
+        return klp_refuse(err, KELPIE_E_NOT_FOUND,
+                          "process %d does not map the guest's memory in one stretch", pid);
+    *out = (struct klp_mapping){pid, begin, size};
+    return true;
+}
+
+/* ---- moving pages: iovecs of one process_vm call, then the next */
+
+struct batch {
+    int pid;
+    bool reads; /* from there to here */
+    struct iovec local[IOV_MAX_USED], remote[IOV_MAX_USED];
+    size_t count;
+    uint64_t bytes;
+};
+
+static kelpie_outcome batch_move(struct batch *batch, struct kelpie_error **err)
+{
+    size_t count = batch->count;
+    uint64_t bytes = batch->bytes;
+    batch->count = 0;
+    batch->bytes = 0;
+    if (count == 0)
+        return KLP_OK;
+    ssize_t moved =
+        batch->reads ? process_vm_readv(batch->pid, batch->local, count, batch->remote, count, 0)
+                     : process_vm_writev(batch->pid, batch->local, count, batch->remote, count, 0);
+    if (moved == (ssize_t)bytes)
+        return KLP_OK;
+    return klp_posix_fail(err, moved < 0 ? errno : EFAULT, "cannot %s the guest's memory",
+                          batch->reads ? "read" : "write");
+}
+
+static kelpie_outcome batch_add(const struct kelpie_op *op, struct batch *batch, void *local,
+                                uint64_t remote, uint64_t size, struct kelpie_error **err)
+{
+    while (size > 0) {
+        uint64_t part = size < COPY_MAX ? size : COPY_MAX;
+        if (batch->count == IOV_MAX_USED || batch->bytes + part > COPY_MAX) {
+            KLP_TRY(klp_op_check(op, "moving guest memory", err));
+            KLP_TRY(batch_move(batch, err));
+        }
+        batch->local[batch->count] = (struct iovec){local, part};
+        batch->remote[batch->count++] = (struct iovec){(void *)(uintptr_t)remote, part};
+        batch->bytes += part;
+        local = (char *)local + part;
+        remote += part;
+        size -= part;
+    }
+    return KLP_OK;
+}
+
+/* ---- copying out */
+
+static kelpie_outcome pages_gather(const struct kelpie_op *op, const struct klp_mapping *mapping,
+                                   int pagemap_fd, char *image, uint64_t *out_pages,
+                                   struct kelpie_error **err)
+{
+    struct page_region runs[RUNS_MAX];
+    struct batch batch = {.pid = mapping->pid, .reads = true};
+    bool by_ioctl = klp_pagemap_scan_works();
+    uint64_t end = mapping->address + mapping->size, at = mapping->address;
+    *out_pages = 0;
+    while (at < end) {
+        uint64_t next = end;
+        int count = by_ioctl ? scan_ioctl(pagemap_fd, at, end, runs, &next)
+                             : scan_table(pagemap_fd, at, end, runs, &next);
+        if (count < 0)
+            return klp_posix_fail(err, -count, "cannot see which pages the guest has written");
+        for (int i = 0; i < count; i++) {
+            KLP_TRY(batch_add(op, &batch, image + (runs[i].start - mapping->address), runs[i].start,
+                              runs[i].end - runs[i].start, err));
+            *out_pages += (runs[i].end - runs[i].start) / PAGE;
+        }
+        if (next <= at)
+            break;
+        at = next;
+    }
+    return batch_move(&batch, err);
+}
+
+kelpie_outcome klp_private_pages_copy(const struct kelpie_op *op, const struct klp_mapping *mapping,
+                                      struct klp_handle *out, uint64_t *out_pages,
+                                      struct kelpie_error **err)
+{
+    char path[64];
+    klp_format(path, sizeof(path), "/proc/%d/pagemap", mapping->pid);
+    int pagemap_fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (pagemap_fd < 0)
+        return klp_posix_fail(err, errno, "cannot open %s", path);
+    struct klp_handle memory;
+    if (!klp_memory_create(op->env, "kelpie-dirty", mapping->size, &memory, err)) {
+        close(pagemap_fd);
+        return (kelpie_outcome){KELPIE_FAIL};
+    }
+    char *image =
+        mmap(NULL, mapping->size, PROT_READ | PROT_WRITE, MAP_SHARED, klp_handle_fd(memory), 0);
+    kelpie_outcome outcome = KLP_OK;
+    if (image == MAP_FAILED) {
+        outcome =
+            klp_posix_fail(err, errno, "cannot map %llu bytes", (unsigned long long)mapping->size);
+    } else {
+        outcome = pages_gather(op, mapping, pagemap_fd, image, out_pages, err);
+        munmap(image, mapping->size); /* F_SEAL_WRITE refuses while a writable mapping is there */
+    }
+    close(pagemap_fd);
+    if (kelpie_is_ok(outcome) && !klp_memory_seal(op->env, memory, err))
+        outcome = (kelpie_outcome){KELPIE_FAIL};
+    if (!kelpie_is_ok(outcome)) {
+        klp_handle_close(op->env, memory);
+        return outcome;
+    }
+    *out = memory;
+    return KLP_OK;
+}
+
+/* ---- laying over */
+
+static kelpie_outcome pages_spread(const struct kelpie_op *op, const struct klp_mapping *mapping,
+                                   struct klp_handle overlay, char *image,
+                                   struct kelpie_error **err)
+{
+    struct batch batch = {.pid = mapping->pid, .reads = false};
+    for (uint64_t at = 0; at < mapping->size;) {
+        uint64_t start, size;
+        KLP_REQUIRE(klp_memory_next(op->env, overlay, at, &start, &size, err));
+        if (size == 0)
+            break;
+        KLP_TRY(batch_add(op, &batch, image + start, mapping->address + start, size, err));
+        at = start + size;
+    }
+    return batch_move(&batch, err);
+}
+
+kelpie_outcome klp_private_pages_lay(const struct kelpie_op *op, const struct klp_mapping *mapping,
+                                     struct klp_handle overlay, struct kelpie_error **err)
+{
+    KLP_REQUIRE(klp_memory_check(op->env, overlay, mapping->size, err));
+    char *image = mmap(NULL, mapping->size, PROT_READ, MAP_PRIVATE, klp_handle_fd(overlay), 0);
+    if (image == MAP_FAILED)
+        return klp_posix_fail(err, errno, "cannot map an overlay");
+    kelpie_outcome outcome = pages_spread(op, mapping, overlay, image, err);
+    munmap(image, mapping->size);
+    return outcome;
+}
