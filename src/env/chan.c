@@ -2,6 +2,8 @@
 /* Wrappers of env/memory.h and env/chan.h. */
 #include "env/chan.h"
 
+#include "base/limits.h"
+
 void klp_handle_close(struct klp_env *env, struct klp_handle handle)
 {
     if (!klp_handle_is_none(handle))
@@ -17,6 +19,7 @@ bool klp_handle_copy(struct klp_env *env, struct klp_handle handle, struct klp_h
 bool klp_memory_create(struct klp_env *env, const char *name, uint64_t size, struct klp_handle *out,
                        struct kelpie_error **err)
 {
+    KLP_CHECK(klp_file_range_check(0, size, err));
     return env->ops->memory->create(env, name, size, out, err);
 }
 
@@ -29,18 +32,21 @@ bool klp_memory_size(struct klp_env *env, struct klp_handle memory, uint64_t *ou
 bool klp_memory_read(struct klp_env *env, struct klp_handle memory, uint64_t offset, void *out,
                      size_t size, struct kelpie_error **err)
 {
+    KLP_CHECK(klp_file_range_check(offset, size, err));
     return env->ops->memory->read(env, memory, offset, out, size, err);
 }
 
 bool klp_memory_write(struct klp_env *env, struct klp_handle memory, uint64_t offset,
                       const void *data, size_t size, struct kelpie_error **err)
 {
+    KLP_CHECK(klp_file_range_check(offset, size, err));
     return env->ops->memory->write(env, memory, offset, data, size, err);
 }
 
 bool klp_memory_next(struct klp_env *env, struct klp_handle memory, uint64_t offset,
                      uint64_t *out_offset, uint64_t *out_size, struct kelpie_error **err)
 {
+    KLP_CHECK(klp_file_range_check(offset, 0, err));
     return env->ops->memory->next(env, memory, offset, out_offset, out_size, err);
 }
 
@@ -58,6 +64,7 @@ bool klp_memory_check(struct klp_env *env, struct klp_handle memory, uint64_t si
 bool klp_listener_open(struct klp_dir *dir, const char *name, struct klp_listener **out,
                        struct kelpie_error **err)
 {
+    KLP_CHECK(klp_file_name_check(name, err));
     return dir->env->ops->chan->listen(dir, name, out, err);
 }
 
@@ -76,6 +83,7 @@ void klp_listener_close(struct klp_listener *listener)
 kelpie_outcome klp_chan_connect(const struct kelpie_op *op, struct klp_dir *dir, const char *name,
                                 struct klp_chan **out, struct kelpie_error **err)
 {
+    KLP_REQUIRE(klp_file_name_check(name, err));
     return op->env->ops->chan->connect(op, dir, name, out, err);
 }
 
@@ -83,6 +91,11 @@ kelpie_outcome klp_chan_send(const struct kelpie_op *op, struct klp_chan *chan, 
                              size_t size, const struct klp_handle *handles, size_t handle_count,
                              struct kelpie_error **err)
 {
+    if (size == 0) /* the receiver would take it for the end */
+        return klp_fail(err, KELPIE_E_INVALID, "cannot send a message of no bytes");
+    if (handle_count > KLP_KEEPER_HANDLES_MAX)
+        return klp_fail(err, KELPIE_E_LIMIT, "cannot send %zu handles: a message carries %d",
+                        handle_count, KLP_KEEPER_HANDLES_MAX);
     return op->env->ops->chan->send(op, chan, data, size, handles, handle_count, err);
 }
 

@@ -53,8 +53,9 @@ KELPIE_MUST_USE bool klp_dir_sync(struct klp_dir *dir, struct kelpie_error **err
 KELPIE_MUST_USE bool klp_dir_list(struct klp_dir *dir, bool (*each)(void *arg, const char *name),
                                   void *arg, struct kelpie_error **err);
 
-/* Whole small files. read: LIMIT when larger than out->size_max. write: durable and atomic (unnamed or
- * temporary file, sync, rename over, sync of the directory). */
+/* Whole small files. read: appends; LIMIT when more than out->size_max. write: durable and atomic (unnamed
+ * file, sync, link as ".NAME.new", rename over, sync of the directory); names of at most 250 bytes. What a
+ * crash leaves of one write, the next write of that name removes. */
 KELPIE_MUST_USE bool klp_file_read_all(struct klp_dir *dir, const char *name, struct klp_buf *out,
                                        struct kelpie_error **err);
 KELPIE_MUST_USE bool klp_file_write_all(struct klp_dir *dir, const char *name, const void *data,
@@ -63,7 +64,10 @@ KELPIE_MUST_USE bool klp_file_write_all(struct klp_dir *dir, const char *name, c
 KLP_AUTO_DEFINE(dir, struct klp_dir *, klp_dir_close)
 KLP_AUTO_DEFINE(file, struct klp_file *, klp_file_close)
 
-/* ---- for implementations only. */
+/* ---- for the wrappers and implementations only. */
+/* INVALID: no single component, or ranges that no file has. */
+KELPIE_MUST_USE bool klp_file_name_check(const char *name, struct kelpie_error **err);
+KELPIE_MUST_USE bool klp_file_range_check(uint64_t offset, uint64_t size, struct kelpie_error **err);
 struct klp_dir { struct klp_env *env; };
 struct klp_file { struct klp_env *env; };
 struct klp_file_ops {

@@ -50,7 +50,8 @@ uint64_t klp_op_left_ms(const struct kelpie_op *op)
     if (op->deadline_ns == KLP_NO_DEADLINE)
         return UINT64_MAX;
     uint64_t now = klp_boot_ns(op->env);
-    return now >= op->deadline_ns ? 0 : (op->deadline_ns - now) / KLP_MS;
+    /* Rounded up: 0 must mean past, and a caller that passes it on must not give up too early. */
+    return now >= op->deadline_ns ? 0 : (op->deadline_ns - now - 1) / KLP_MS + 1;
 }
 
 struct klp_progress {

@@ -69,7 +69,9 @@ void klp_posix_point(struct klp_env *env, const char *name)
         return;
     dprintf(STDERR_FILENO, "%s: test point %s: %s\n", posix->options.program, name,
             posix->point_stops ? "stop" : "kill");
-    KLP_ASSERT(kill(getpid(), posix->point_stops ? SIGSTOP : SIGKILL) == 0);
+    /* To this thread: a stop sent to the process may reach another first, and let this one run on.
+     */
+    KLP_ASSERT(raise(posix->point_stops ? SIGSTOP : SIGKILL) == 0);
 }
 
 /* NAME:kill, NAME:stop, either with @N. */
@@ -162,6 +164,7 @@ bool klp_env_posix_create(const struct klp_env_posix_options *options, struct kl
     }
     struct sigaction ignore = {.sa_handler = SIG_IGN};
     KLP_ASSERT(sigaction(SIGPIPE, &ignore, NULL) == 0);
+    KLP_ASSERT(sigaction(SIGXFSZ, &ignore, NULL) == 0); /* the write answers EFBIG instead */
     *out = &posix->base;
     return true;
 }
@@ -181,6 +184,7 @@ static enum kelpie_code code_of_errno(int number)
     case ENOTDIR:
         return KELPIE_E_NOT_FOUND;
     case EEXIST:
+    case EADDRINUSE:
         return KELPIE_E_EXISTS;
     case ENOSPC:
     case EDQUOT:
@@ -192,17 +196,34 @@ static enum kelpie_code code_of_errno(int number)
     case EPERM:
     case EROFS:
     case ELOOP:
+    case EISDIR:
         return KELPIE_E_DENIED;
     case EMFILE:
     case ENFILE:
     case EAGAIN:
+    case EMSGSIZE:
+    case ETOOMANYREFS:
         return KELPIE_E_LIMIT;
     case ECONNREFUSED:
     case ECONNRESET:
     case EPIPE:
     case ENOTCONN:
+    case ENETUNREACH:
+    case EHOSTUNREACH:
     case ETIMEDOUT:
         return KELPIE_E_UNREACHABLE;
+    case EBUSY:
+    case ETXTBSY:
+        return KELPIE_E_BUSY;
+    case ENOTEMPTY:
+        return KELPIE_E_STATE;
+    case ENAMETOOLONG:
+        return KELPIE_E_INVALID;
+    case ENOEXEC:
+        return KELPIE_E_NOT_EXECUTABLE;
+    case ENOSYS:
+    case EOPNOTSUPP:
+        return KELPIE_E_UNSUPPORTED;
     default:
         return KELPIE_E_IO;
     }

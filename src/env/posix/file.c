@@ -25,6 +25,9 @@ struct posix_file {
     struct klp_file base;
     int fd;
     char *name; /* for messages: its path, or the directory's when it has no name */
+    /* Of a file without a name, where the file system has none (NFS, some shared folders): */
+    int temporary_dir_fd;
+    char *temporary; /* NULL = truly without a name */
 };
 
 static struct posix_dir *dir_inside(struct klp_dir *dir)
@@ -61,8 +64,42 @@ static bool dir_is_ours(int fd, const char *path, struct kelpie_error **err)
         return true;
     KLP_IGNORE(klp_refuse(err, KELPIE_E_DENIED, "%s is not safe: %s", path,
                           owned ? "others may write to it" : "it belongs to another user"));
-    klp_error_remedy_set(err, "chmod go-w %s", path);
+    if (owned)
+        klp_error_remedy_set(err, "chmod go-w %s", path);
     return false;
+}
+
+/* Opens a folder that must not be a symbolic link; the kernel answers ENOTDIR for one. */
+static int folder_open(int parent, const char *name, const char *path, struct kelpie_error **err)
+{
+    int fd = openat(parent, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+    if (fd >= 0)
+        return fd;
+    int error = errno;
+    struct stat facts;
+    if (fstatat(parent, name, &facts, AT_SYMLINK_NOFOLLOW) == 0 && S_ISLNK(facts.st_mode))
+        KLP_IGNORE(klp_refuse(err, KELPIE_E_DENIED, "folder %s is a symbolic link", path));
+    else
+        KLP_IGNORE(klp_posix_refuse(err, error, "cannot open folder %s", path));
+    return -1;
+}
+
+/* A new folder that a power cut takes away would take all within it along. */
+static bool folder_make(const char *path, struct kelpie_error **err)
+{
+    if (mkdir(path, 0700) != 0)
+        return errno == EEXIST || klp_posix_refuse(err, errno, "cannot make folder %s", path);
+    const char *slash = strrchr(path, '/');
+    char *parent = slash == NULL   ? klp_mem_string(".")
+                   : slash == path ? klp_mem_string("/")
+                                   : klp_mem_string_n(path, (size_t)(slash - path));
+    int fd = open(parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    klp_mem_free(parent);
+    bool fine = fd < 0 || fsync(fd) == 0 || /* a parent that may not be read is not ours to sync */
+                klp_posix_refuse(err, errno, "cannot make folder %s durable", path);
+    if (fd >= 0)
+        close(fd);
+    return fine;
 }
 
 /* mkdir -p, every new folder 0700. */
@@ -74,29 +111,46 @@ static bool path_make(const char *path, struct kelpie_error **err)
         if (*slash != '/')
             continue;
         *slash = 0;
-        fine = mkdir(at, 0700) == 0 || errno == EEXIST ||
-               klp_posix_refuse(err, errno, "cannot make folder %s", at);
+        fine = folder_make(at, err);
         *slash = '/';
     }
     if (fine)
-        fine = mkdir(at, 0700) == 0 || errno == EEXIST ||
-               klp_posix_refuse(err, errno, "cannot make folder %s", at);
+        fine = folder_make(at, err);
     klp_mem_free(at);
     return fine;
 }
 
-static bool posix_dir_open(struct klp_env *env, const char *path, bool create, struct klp_dir **out,
-                           struct kelpie_error **err)
+static int path_open_own(const char *path, struct kelpie_error **err)
 {
-    if (create)
-        KLP_CHECK(path_make(path, err));
-    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC | (create ? O_NOFOLLOW : 0));
-    if (fd < 0)
-        return klp_posix_refuse(err, errno, "cannot open folder %s", path);
-    if (create && !dir_is_ours(fd, path, err)) {
+    if (!path_make(path, err))
+        return -1;
+    int fd = folder_open(AT_FDCWD, path, path, err);
+    if (fd >= 0 && !dir_is_ours(fd, path, err)) {
         close(fd);
-        return false;
+        return -1;
     }
+    return fd;
+}
+
+static int path_open(const char *path, struct kelpie_error **err)
+{
+    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0)
+        KLP_IGNORE(klp_posix_refuse(err, errno, "cannot open folder %s", path));
+    return fd;
+}
+
+static bool posix_dir_open(struct klp_env *env, const char *given, bool create,
+                           struct klp_dir **out, struct kelpie_error **err)
+{
+    /* With a slash at its end the kernel would follow a symbolic link after all. */
+    size_t size = strlen(given);
+    while (size > 1 && given[size - 1] == '/')
+        size--;
+    char *path KLP_AUTO(memory) = klp_mem_string_n(given, size);
+    int fd = create ? path_open_own(path, err) : path_open(path, err);
+    if (fd < 0)
+        return false;
     char *real = realpath(path, NULL);
     *out = dir_create(env, fd, klp_mem_string(real != NULL ? real : path));
     free(real);
@@ -107,12 +161,15 @@ static bool posix_dir_open_at(struct klp_dir *parent, const char *name, bool cre
                               struct klp_dir **out, struct kelpie_error **err)
 {
     struct posix_dir *dir = dir_inside(parent);
-    if (create && mkdirat(dir->fd, name, 0700) != 0 && errno != EEXIST)
-        return klp_posix_refuse(err, errno, "cannot make folder %s/%s", dir->path, name);
-    int fd = openat(dir->fd, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
-    if (fd < 0)
-        return klp_posix_refuse(err, errno, "cannot open folder %s/%s", dir->path, name);
-    *out = dir_create(parent->env, fd, klp_text("%s/%s", dir->path, name));
+    char *path = klp_text("%s/%s", dir->path, name);
+    bool fine = !create || mkdirat(dir->fd, name, 0700) == 0 || errno == EEXIST ||
+                klp_posix_refuse(err, errno, "cannot make folder %s", path);
+    int fd = fine ? folder_open(dir->fd, name, path, err) : -1;
+    if (fd < 0) {
+        klp_mem_free(path);
+        return false;
+    }
+    *out = dir_create(parent->env, fd, path);
     return true;
 }
 
@@ -160,11 +217,33 @@ static bool posix_create(struct klp_dir *dir, const char *name, bool exclusive,
     return file_open_as(dir, name, O_RDWR | O_CREAT | (exclusive ? O_EXCL : 0), out, err);
 }
 
+/* The next best: a name nobody knows, removed when it gets its own or is closed. Only a killed
+ * process leaves it behind. */
+bool klp_posix_create_hidden(struct klp_dir *base, struct klp_file **out, struct kelpie_error **err)
+{
+    struct posix_dir *dir = dir_inside(base);
+    char id[KLP_ID_SIZE], name[KLP_ID_SIZE + 8];
+    klp_random_id(base->env, id);
+    klp_format(name, sizeof(name), ".tmp-%s", id);
+    int dir_fd = fcntl(dir->fd, F_DUPFD_CLOEXEC, 3);
+    if (dir_fd < 0)
+        return klp_posix_refuse(err, errno, "cannot make a file in %s", dir->path);
+    if (!posix_create(base, name, true, out, err)) {
+        close(dir_fd);
+        return false;
+    }
+    file_inside(*out)->temporary_dir_fd = dir_fd;
+    file_inside(*out)->temporary = klp_mem_string(name);
+    return true;
+}
+
 static bool posix_create_unnamed(struct klp_dir *base, struct klp_file **out,
                                  struct kelpie_error **err)
 {
     struct posix_dir *dir = dir_inside(base);
     int fd = openat(dir->fd, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+    if (fd < 0 && (errno == EOPNOTSUPP || errno == EISDIR)) /* EISDIR: a kernel before 3.11 */
+        return klp_posix_create_hidden(base, out, err);
     if (fd < 0)
         return klp_posix_refuse(err, errno, "cannot make a file in %s", dir->path);
     struct posix_file *file = KLP_NEW(struct posix_file);
@@ -174,6 +253,15 @@ static bool posix_create_unnamed(struct klp_dir *base, struct klp_file **out,
     return true;
 }
 
+static void temporary_remove(struct posix_file *file)
+{
+    if (file->temporary == NULL)
+        return;
+    unlinkat(file->temporary_dir_fd, file->temporary, 0);
+    close(file->temporary_dir_fd);
+    klp_mem_free(KLP_TAKE(&file->temporary));
+}
+
 static bool posix_link(struct klp_file *base, struct klp_dir *dir_base, const char *name,
                        struct kelpie_error **err)
 {
@@ -181,8 +269,12 @@ static bool posix_link(struct klp_file *base, struct klp_dir *dir_base, const ch
     struct posix_dir *dir = dir_inside(dir_base);
     char source[64];
     klp_format(source, sizeof(source), "/proc/self/fd/%d", file->fd);
-    if (linkat(AT_FDCWD, source, dir->fd, name, AT_SYMLINK_FOLLOW) != 0)
+    int done = file->temporary != NULL
+                   ? linkat(file->temporary_dir_fd, file->temporary, dir->fd, name, 0)
+                   : linkat(AT_FDCWD, source, dir->fd, name, AT_SYMLINK_FOLLOW);
+    if (done != 0)
         return klp_posix_refuse(err, errno, "cannot name %s/%s", dir->path, name);
+    temporary_remove(file);
     return true;
 }
 
@@ -248,6 +340,7 @@ static bool posix_sync(struct klp_file *base, struct kelpie_error **err)
 static void posix_close(struct klp_file *base)
 {
     struct posix_file *file = file_inside(base);
+    temporary_remove(file);
     close(file->fd);
     klp_mem_free(file->name);
     klp_mem_free(file);

@@ -23,7 +23,8 @@ void *klp_mem_try(size_t size_bytes)
 void *klp_mem_alloc(size_t size_bytes)
 {
     void *memory = klp_mem_try(size_bytes);
-    KLP_ASSERT(memory != NULL);
+    if (memory == NULL)
+        klp_bug(__FILE__, __LINE__, "out of memory");
     return memory;
 }
 

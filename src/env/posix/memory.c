@@ -40,7 +40,9 @@ static bool memory_create(struct klp_env *env, const char *name, uint64_t size,
         fd = memfd_create(name, flags);
     if (fd < 0)
         return klp_posix_refuse(err, errno, "cannot make a memory object");
-    if (ftruncate(fd, (off_t)size) != 0) {
+    /* Its size is fixed from the start: nobody it is passed to can cut it under a mapping. */
+    if (ftruncate(fd, (off_t)size) != 0 ||
+        fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) != 0) {
         int error = errno;
         close(fd);
         return klp_posix_refuse(err, error, "cannot size a memory object to %llu bytes",

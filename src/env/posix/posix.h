@@ -18,7 +18,8 @@ struct klp_env_posix_options {
                                 struct klp_buf *out_body, struct kelpie_error **err);
 };
 
-/* FAIL: KELPIE_POINT is set without --test-points, or is malformed (INVALID). Ignores SIGPIPE. */
+/* FAIL: KELPIE_POINT is set without --test-points, or is malformed (INVALID): NAME:kill or NAME:stop,
+ * with @N to act at the N-th visit instead of the first. Ignores SIGPIPE and SIGXFSZ. */
 KELPIE_MUST_USE bool klp_env_posix_create(const struct klp_env_posix_options *options,
                                           struct klp_env **out, struct kelpie_error **err);
 void klp_env_posix_destroy(struct klp_env *env);
@@ -50,7 +51,9 @@ static inline int klp_handle_fd(struct klp_handle handle)
 int klp_dir_fd(const struct klp_dir *dir); /* borrowed */
 
 /* A Unix stream or SEQPACKET address, also for paths longer than sun_path: through
- * /proc/self/fd/DIR/name. */
+ * /proc/self/fd/DIR/name. The descriptor is non-blocking. connect: UNREACHABLE when nobody listens.
+ * listen: mode 0600; EXISTS when somebody listens or the name is no socket; a socket that a dead
+ * process left is replaced; of several that try at once one wins. */
 KELPIE_MUST_USE bool klp_posix_unix_connect(const char *path, int type, int *out_fd,
                                             struct kelpie_error **err);
 KELPIE_MUST_USE bool klp_posix_unix_listen(const char *path, int type, int *out_fd,

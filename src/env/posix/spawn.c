@@ -32,15 +32,16 @@ __attribute__((noreturn)) static void child_fail(int pipe_fd, int step)
     _exit(127);
 }
 
+/* All are blocked on entry, so that no handler of the parent's ever runs in the child. */
 static void signals_default(void)
 {
     sigset_t none;
-    sigemptyset(&none);
-    sigprocmask(SIG_SETMASK, &none, NULL);
     for (int number = 1; number < NSIG; number++) {
         struct sigaction action = {.sa_handler = SIG_DFL};
         sigaction(number, &action, NULL);
     }
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
 }
 
 /* Everything is first copied above the range it will land in, so that no step overwrites a source.
@@ -76,8 +77,10 @@ __attribute__((noreturn)) static void child_run(const struct klp_spawn *spawn, i
     umask(077);
     if (setsid() < 0)
         child_fail(pipe_fd, STEP_SESSION);
-    if (spawn->die_with_parent && (prctl(PR_SET_PDEATHSIG, SIGKILL) != 0 || getppid() != parent))
+    if (spawn->die_with_parent && prctl(PR_SET_PDEATHSIG, SIGKILL) != 0)
         child_fail(pipe_fd, STEP_PARENT);
+    if (spawn->die_with_parent && getppid() != parent)
+        _exit(127); /* it died before it could be watched, and nobody is left to tell */
     if (!descriptors_place(spawn, &pipe_fd))
         child_fail(pipe_fd, STEP_DESCRIPTORS);
     struct rlimit no_core = {0, 0};
@@ -106,30 +109,59 @@ static bool report_read(int pipe_fd, const struct klp_spawn *spawn, struct kelpi
                             steps[failure.step]);
 }
 
+static void child_reap(pid_t pid)
+{
+    while (waitpid(pid, NULL, 0) < 0 && errno == EINTR)
+        continue;
+}
+
+static pid_t child_fork(const struct klp_spawn *spawn, int pipe_fd)
+{
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    pid_t parent = getpid(), pid = fork();
+    if (pid == 0)
+        child_run(spawn, pipe_fd, parent);
+    int error = errno;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    errno = error;
+    return pid;
+}
+
+/* Not reaped before: the number cannot have become another process's. */
+static bool pidfd_get(const struct klp_spawn *spawn, pid_t pid, int *out, struct kelpie_error **err)
+{
+    *out = (int)syscall(SYS_pidfd_open, pid, 0);
+    return *out >= 0 || klp_posix_refuse(err, errno, "cannot watch %s", spawn->path);
+}
+
 bool klp_posix_spawn(const struct klp_spawn *spawn, int *out_pid, int *out_pidfd,
                      struct kelpie_error **err)
 {
     KLP_ASSERT(spawn->fd_count <= FDS_MAX);
-    int report[2];
+    int report[2], pidfd = -1;
     if (pipe2(report, O_CLOEXEC) != 0)
         return klp_posix_refuse(err, errno, "cannot start %s", spawn->path);
-    pid_t parent = getpid(), pid = fork();
-    if (pid == 0)
-        child_run(spawn, report[1], parent);
+    pid_t pid = child_fork(spawn, report[1]);
     int error = errno;
     close(report[1]);
-    bool fine = pid > 0 ? report_read(report[0], spawn, err)
-                        : klp_posix_refuse(err, error, "cannot start %s", spawn->path);
-    close(report[0]);
-    if (!fine && pid > 0)
-        while (waitpid(pid, NULL, 0) < 0 && errno == EINTR)
-            continue;
-    if (!fine)
-        return false;
-    *out_pid = pid;
-    if (out_pidfd != NULL) {
-        *out_pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
-        KLP_ASSERT(*out_pidfd >= 0);
+    if (pid < 0) {
+        close(report[0]);
+        return klp_posix_refuse(err, error, "cannot start %s", spawn->path);
     }
+    bool fine = report_read(report[0], spawn, err);
+    close(report[0]);
+    if (fine && out_pidfd != NULL && !pidfd_get(spawn, pid, &pidfd, err)) {
+        kill(pid, SIGKILL);
+        fine = false;
+    }
+    if (!fine) {
+        child_reap(pid);
+        return false;
+    }
+    *out_pid = pid;
+    if (out_pidfd != NULL)
+        *out_pidfd = pidfd;
     return true;
 }

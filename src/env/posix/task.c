@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <semaphore.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <time.h>
@@ -17,8 +18,8 @@
 #include "base/list.h"
 #include "env/posix/inside.h"
 
-#define STACK_SIZE (512 * 1024) /* bytes */
-#define NAP_MAX_MS 1000         /* a host that slept is noticed after at most this long */
+#define STACK_SIZE (1024 * 1024) /* bytes: room for the frames of SQLite and a sanitizer */
+#define NAP_MAX_MS 1000          /* a host that slept is noticed after at most this long */
 
 struct posix_task {
     struct klp_task base;
@@ -50,17 +51,32 @@ static void *task_main(void *arg)
     return NULL;
 }
 
+/* Signals from outside go to the program's own threads, which know what to do with them. Those that
+ * a thread raises by itself stay. Returns an errno. */
+static int thread_start(struct posix_task *task)
+{
+    static const int own[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT, SIGSYS};
+    sigset_t blocked, before;
+    sigfillset(&blocked);
+    for (size_t i = 0; i < KLP_COUNT(own); i++)
+        sigdelset(&blocked, own[i]);
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
+    pthread_attr_setstacksize(&attributes, STACK_SIZE);
+    pthread_sigmask(SIG_BLOCK, &blocked, &before);
+    int error = pthread_create(&task->thread, &attributes, task_main, task);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&attributes);
+    return error;
+}
+
 bool klp_posix_task_spawn(struct klp_env *env, const char *name, void (*run)(void *), void *arg,
                           struct klp_task **out, struct kelpie_error **err)
 {
     struct posix_task *task = KLP_NEW(struct posix_task);
     *task = (struct posix_task){.base.env = env, .run = run, .arg = arg};
     klp_format(task->name, sizeof(task->name), "%s", name);
-    pthread_attr_t attributes;
-    pthread_attr_init(&attributes);
-    pthread_attr_setstacksize(&attributes, STACK_SIZE);
-    int error = pthread_create(&task->thread, &attributes, task_main, task);
-    pthread_attr_destroy(&attributes);
+    int error = thread_start(task);
     if (error != 0) {
         klp_mem_free(task);
         return klp_posix_refuse(err, error, "cannot start task '%s'", name);
@@ -80,7 +96,12 @@ struct klp_mutex *klp_posix_mutex_create(struct klp_env *env)
 {
     struct posix_mutex *mutex = KLP_NEW(struct posix_mutex);
     mutex->base.env = env;
-    KLP_ASSERT(pthread_mutex_init(&mutex->mutex, NULL) == 0);
+    /* Unlocking what another task holds, and locking twice, are bugs that must show. */
+    pthread_mutexattr_t attributes;
+    pthread_mutexattr_init(&attributes);
+    pthread_mutexattr_settype(&attributes, PTHREAD_MUTEX_ERRORCHECK);
+    KLP_ASSERT(pthread_mutex_init(&mutex->mutex, &attributes) == 0);
+    pthread_mutexattr_destroy(&attributes);
     return &mutex->base;
 }
 
@@ -214,21 +235,37 @@ static int cancel_fd(const struct kelpie_op *op)
     return op->cancel != NULL ? ((const struct posix_cancel *)op->cancel)->event_fd : -1;
 }
 
-kelpie_outcome klp_posix_wait_two(const struct kelpie_op *op, int fd_a, int fd_b, short events,
-                                  unsigned *out_ready, const char *what, struct kelpie_error **err)
+kelpie_outcome klp_posix_poll(const struct kelpie_op *op, struct pollfd *polled, size_t count,
+                              const char *what, struct kelpie_error **err)
 {
+    KLP_ASSERT(count <= POSIX_POLL_MAX);
     for (;;) {
-        struct pollfd polled[3] = {
-            {fd_a, events, 0}, {fd_b, events, 0}, {cancel_fd(op), POLLIN, 0}};
+        struct pollfd all[POSIX_POLL_MAX + 1];
+        bool ready = false;
+        memcpy(all, polled, count * sizeof(all[0]));
+        all[count] = (struct pollfd){cancel_fd(op), POLLIN, 0};
         struct timespec nap = nap_time(op);
-        int count = ppoll(polled, 3, &nap, NULL);
-        if (count < 0 && errno != EINTR)
-            return klp_posix_fail(err, errno, "cannot wait for %s", what);
-        *out_ready = (polled[0].revents != 0 ? 1u : 0) | (polled[1].revents != 0 ? 2u : 0);
-        if (count > 0 && *out_ready != 0)
+        if (ppoll(all, count + 1, &nap, NULL) < 0) {
+            if (errno != EINTR)
+                return klp_posix_fail(err, errno, "cannot wait while %s", what);
+        } else {
+            memcpy(polled, all, count * sizeof(all[0]));
+            for (size_t i = 0; i < count; i++)
+                ready = ready || polled[i].revents != 0;
+        }
+        if (ready)
             return KLP_OK;
         KLP_TRY(klp_op_check(op, what, err));
     }
+}
+
+kelpie_outcome klp_posix_wait_two(const struct kelpie_op *op, int fd_a, int fd_b, short events,
+                                  unsigned *out_ready, const char *what, struct kelpie_error **err)
+{
+    struct pollfd polled[2] = {{fd_a, events, 0}, {fd_b, events, 0}};
+    KLP_TRY(klp_posix_poll(op, polled, 2, what, err));
+    *out_ready = (polled[0].revents != 0 ? 1u : 0) | (polled[1].revents != 0 ? 2u : 0);
+    return KLP_OK;
 }
 
 kelpie_outcome klp_posix_wait(const struct kelpie_op *op, int fd, short events, const char *what,
