@@ -349,6 +349,8 @@ static bool terminal_for(struct exec *exec, const struct guest_request *request,
     theirs[1] = fcntl(slave, F_DUPFD_CLOEXEC, 0);
     theirs[2] = fcntl(slave, F_DUPFD_CLOEXEC, 0);
     exec->in_fd = fcntl(exec->out_fd, F_DUPFD_CLOEXEC, 0);
+    if (theirs[1] < 0 || theirs[2] < 0 || exec->in_fd < 0)
+        return klp_refuse(err, KELPIE_E_LIMIT, "cannot make a terminal: %s", strerror(errno));
     terminal_resize(exec->out_fd, request->rows, request->columns);
     return true;
 }

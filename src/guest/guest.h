@@ -101,6 +101,7 @@ struct guest_port {
     int fd;
     int listen_fd;
     uint64_t retry_ms; /* when to look again */
+    unsigned searches;
 };
 
 /* A list of strings that lie one after another in one block. */

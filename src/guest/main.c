@@ -121,9 +121,10 @@ int main(int argc, char **argv)
     struct guest *g = &guest;
     g->options = (struct guest_options){
         .port = "agent.0", .fd = -1, .vsock_port = -1, .is_init = getpid() == 1};
-    if (!options_read(argc, argv, &g->options)) {
-        fputs(usage, stderr);
-        return 2;
+    bool wants_help = argc == 2 && strcmp(argv[1], "--help") == 0 && !g->options.is_init;
+    if (wants_help || !options_read(argc, argv, &g->options)) {
+        fputs(usage, wants_help ? stdout : stderr);
+        return wants_help ? 0 : 2;
     }
     if (g->options.is_init && g->options.system)
         guest_init_system(g);

@@ -18,6 +18,8 @@
 
 #define PORTS_DIR "/sys/class/virtio-ports"
 #define PORT_SEARCH_MS 5
+#define PORT_SEARCH_SLOW_MS 100 /* once it is late, it may never come */
+#define PORT_SEARCHES_MAX 400   /* at the quick pace */
 #define PORT_CLOSED_MS 500
 #define PORT_WRITE_MAX (32 * KLP_KIB) /* what the driver takes in one write */
 
@@ -66,7 +68,9 @@ static void port_search(struct guest *g)
     struct guest_port *port = &g->port;
     port->fd = port_find(g->options.port);
     port->state = port->fd >= 0 ? GUEST_PORT_OPEN : GUEST_PORT_ABSENT;
-    port->retry_ms = guest_now_ms() + PORT_SEARCH_MS; /* the host announces its ports one by one */
+    /* The host announces its ports one by one, after the driver is there. */
+    bool is_late = port->searches++ >= PORT_SEARCHES_MAX;
+    port->retry_ms = guest_now_ms() + (is_late ? PORT_SEARCH_SLOW_MS : PORT_SEARCH_MS);
 }
 
 static bool listen_on(struct guest *g, int fd, const struct sockaddr *address, socklen_t size,
@@ -193,11 +197,27 @@ void guest_port_poll(struct guest *g)
         guest_poll_add(g, port->listen_fd, POLLIN, GUEST_POLL_PORT, NULL, WHICH_LISTEN);
 }
 
+/* Over vsock a program of the guest can call as well: only the host may command us. */
+static bool caller_is_host(const struct guest *g, const struct sockaddr_storage *from)
+{
+    struct sockaddr_vm address;
+    memcpy(&address, from, sizeof(address));
+    return g->options.vsock_port < 0 ||
+           (address.svm_family == AF_VSOCK && address.svm_cid == VMADDR_CID_HOST);
+}
+
 static void port_accept(struct guest *g)
 {
-    int fd = accept4(g->port.listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    struct sockaddr_storage from = {0};
+    socklen_t size = sizeof(from);
+    int fd =
+        accept4(g->port.listen_fd, (struct sockaddr *)&from, &size, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (fd < 0)
         return;
+    if (!caller_is_host(g, &from)) {
+        close(fd);
+        return;
+    }
     if (g->port.fd >= 0) /* the newest host is the one that is there */
         port_lost(g);
     g->port.fd = fd;
