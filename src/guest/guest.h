@@ -40,7 +40,6 @@
 #define GUEST_NONCE_MAX 64
 #define GUEST_GENERATION_SIZE 16
 #define GUEST_NEVER UINT64_MAX /* a deadline that never comes */
-#define GUEST_LISTEN_NONE (-1)
 
 struct guest;
 struct guest_channel;
