@@ -70,7 +70,7 @@ static void test_guest_exec__output_status_and_streams(void **state)
     assert_string_equal(klp_buf_text(&result.err), "err\n");
     client_result_finish(&result);
     for (int code = 0; code < 256; code += 85) {
-        char text[8];
+        char text[16];
         snprintf(text, sizeof(text), "%d", code);
         client_run_program(c, CLIENT_ARGV("@exit", text), &result);
         assert_int_equal(result.code, code);
@@ -84,7 +84,7 @@ static void test_guest_exec__signals_end_programs(void **state)
     struct client_result result;
     static const int numbers[] = {SIGKILL, SIGTERM, SIGSEGV, SIGUSR1, SIGPIPE};
     for (size_t i = 0; i < KLP_COUNT(numbers); i++) {
-        char text[8];
+        char text[16];
         snprintf(text, sizeof(text), "%d", numbers[i]);
         client_run_program(c, CLIENT_ARGV("@raise", text), &result);
         assert_int_equal(result.signal, numbers[i]);
