@@ -43,8 +43,8 @@ static kelpie_outcome launched(const struct kelpie_op *op, struct klp_dir *dir, 
         }
         siginfo_t end;
         end.si_pid = 0;
-        if (waitid(P_PIDFD, (id_t)pidfd, &end, WEXITED | WNOHANG | WNOWAIT) == 0 &&
-            end.si_pid != 0) {
+        if (waitid(P_PIDFD, (id_t)pidfd, &end, WEXITED | WNOHANG | WNOWAIT) != 0 ||
+            end.si_pid != 0) { /* ended; where children are ignored, reaped already */
             __attribute__((cleanup(klp_auto_buf))) struct klp_buf log = KLP_BUF_INIT(64 * 1024);
             KLP_IGNORE(klp_file_read_all(dir, LOG_NAME, &log, NULL));
             return klp_fail(err, KELPIE_E_IO, "kelpie-keeper ended at once with status %d: %s",

@@ -1,0 +1,136 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* kelpie-keeper: parent, guard and fence of one hypervisor. Everything of substance is in
+ * vm/keeper. */
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include "base/ext/ext.h"
+#include "base/fmt.h"
+#include "env/posix/posix.h"
+#include "vm/keeper/keeper.h"
+#include "vm/mock/mock.h"
+#ifdef KLP_WITH_QEMU
+#include "vm/qemu/qemu.h"
+#endif
+
+#define ORPHAN_MS 10000
+#define FILES_MAX 256
+
+struct arguments {
+    const char *dir, *vm, *backend, *qemu;
+    uint64_t orphan_ms;
+    bool test_points;
+};
+
+static bool arguments_read(int argc, char **argv, struct arguments *out, struct kelpie_error **err)
+{
+    *out = (struct arguments){.orphan_ms = ORPHAN_MS};
+    for (int i = 1; i < argc; i++) {
+        const char *name = argv[i], *value = i + 1 < argc ? argv[i + 1] : NULL;
+        if (strcmp(name, "--test-points") == 0) {
+            out->test_points = true;
+            continue;
+        }
+        const char **place = strcmp(name, "--dir") == 0       ? &out->dir
+                             : strcmp(name, "--vm") == 0      ? &out->vm
+                             : strcmp(name, "--backend") == 0 ? &out->backend
+                             : strcmp(name, "--qemu") == 0    ? &out->qemu
+                                                              : NULL;
+        bool orphan = strcmp(name, "--orphan-ms") == 0;
+        if ((place == NULL && !orphan) || value == NULL)
+            return klp_refuse(err, KELPIE_E_INVALID,
+                              "'%s' is no flag of kelpie-keeper, or lacks its value", name);
+        if (orphan && !klp_parse_u64(value, strlen(value), &out->orphan_ms))
+            return klp_refuse(err, KELPIE_E_INVALID, "--orphan-ms %s is no number", value);
+        if (place != NULL)
+            *place = value;
+        i++;
+    }
+    if (out->dir == NULL || out->backend == NULL || !klp_id_is_valid(out->vm))
+        return klp_refuse(err, KELPIE_E_INVALID,
+                          "kelpie-keeper needs --dir, --vm with an id, and --backend");
+    return true;
+}
+
+static bool hypervisor_make(struct klp_env *env, struct klp_dir *dir,
+                            const struct arguments *arguments, struct klp_hypervisor **out,
+                            struct kelpie_error **err)
+{
+    if (strcmp(arguments->backend, "mock") == 0)
+        return klp_hypervisor_mock_create(env, out, err);
+#ifdef KLP_WITH_QEMU
+    if (strcmp(arguments->backend, "qemu") == 0 && arguments->qemu != NULL)
+        return klp_hypervisor_qemu_create(env, dir, arguments->qemu, out, err);
+#endif
+    (void)dir;
+    return klp_refuse(err, KELPIE_E_UNSUPPORTED, "this kelpie-keeper has no backend '%s'",
+                      arguments->backend);
+}
+
+static void limits_set(void)
+{
+    struct rlimit none = {0, 0}, files = {FILES_MAX, FILES_MAX};
+    setrlimit(RLIMIT_CORE, &none);
+    setrlimit(RLIMIT_NOFILE, &files);
+    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    struct sigaction ignore = {.sa_handler = SIG_IGN};
+    sigaction(SIGHUP, &ignore, NULL);
+    sigaction(SIGINT, &ignore, NULL);
+}
+
+/* The folder goes with its keeper: what is in it was ours. */
+static void folder_remove(const char *dir)
+{
+    static const char *const names[] = {"keeper",      "keeper.lock", "keeper.log",
+                                        "console.log", "qmp.sock",    "agent.sock"};
+    char path[4096];
+    for (size_t i = 0; i < KLP_COUNT(names); i++) {
+        klp_format(path, sizeof(path), "%s/%s", dir, names[i]);
+        unlink(path);
+    }
+    rmdir(dir);
+}
+
+static bool run(const struct arguments *arguments, struct kelpie_error **err)
+{
+    struct klp_env_posix_options options = {
+        .program = "kelpie-keeper", .level = KLP_LOG_INFO, .test_points = arguments->test_points};
+    struct klp_env *env;
+    struct klp_hypervisor *hypervisor;
+    KLP_AUTO(dir) struct klp_dir *dir = NULL;
+    KLP_CHECK(klp_env_posix_create(&options, &env, err));
+    KLP_CHECK(klp_dir_open(env, arguments->dir, false, &dir, err));
+    KLP_CHECK(hypervisor_make(env, dir, arguments, &hypervisor, err));
+    struct klp_keeper_options serving = {
+        .dir = dir, .hypervisor = hypervisor, .orphan_ms = arguments->orphan_ms, .pid = getpid()};
+    klp_text_copy(serving.vm, sizeof(serving.vm), arguments->vm);
+    bool fine = kelpie_is_ok(klp_keeper_serve(env, &serving, err));
+    hypervisor->ops->destroy(hypervisor);
+    if (fine)
+        folder_remove(arguments->dir);
+    return fine;
+}
+
+int main(int argc, char **argv)
+{
+    struct arguments arguments;
+    struct kelpie_error *error = NULL;
+    if (argc > 1 && strcmp(argv[1], "--mock-guest") == 0)
+        return klp_mock_guest_main(argc, argv);
+#ifdef KLP_WITH_QEMU
+    if (argc > 1 && strcmp(argv[1], "--exec-qemu") == 0)
+        return klp_qemu_exec_main(argc, argv);
+#endif
+    klp_ext_init();
+    limits_set();
+    if (arguments_read(argc, argv, &arguments, &error) && run(&arguments, &error))
+        return 0;
+    fprintf(stderr, "kelpie-keeper: %s\n", kelpie_error_message(error));
+    int status = kelpie_code_exit(kelpie_error_code(error));
+    kelpie_error_free(error);
+    return status;
+}
