@@ -67,6 +67,13 @@ static void signals_block(sigset_t *out)
     KLP_ASSERT(pthread_sigmask(SIG_BLOCK, out, NULL) == 0);
 }
 
+/* Keepers are started by us and outlive their use: nobody waits for them, so they must not stay as zombies. */
+static void children_ignore(void)
+{
+    struct sigaction ignore = {.sa_handler = SIG_IGN};
+    KLP_ASSERT(sigaction(SIGCHLD, &ignore, NULL) == 0);
+}
+
 static void limits_raise(void)
 {
     struct rlimit files;
@@ -152,6 +159,7 @@ int main(int argc, char **argv)
                                             .test_points = config.test_points,
                                             .peer_call = daemon_peer_call};
     limits_raise();
+    children_ignore();
     if (config.help)
         printf("%s", daemon_config_help);
     else if (config.version)

@@ -360,7 +360,8 @@ static void flood_make(struct mock_channel *channel)
 static void exec_end(struct mock_engine *engine, struct mock_channel *channel)
 {
     __attribute__((cleanup(klp_auto_buf))) struct klp_buf fields = KLP_BUF_INIT(KLP_KIB);
-    klp_field_append_u64(&fields, KLP_TAG_CODE, (uint64_t)channel->code);
+    klp_field_append_u64(&fields, KLP_TAG_CODE,
+                         (uint64_t)(channel->signal != 0 ? 128 + channel->signal : channel->code));
     klp_field_append_u64(&fields, KLP_TAG_SIGNAL, (uint64_t)channel->signal);
     if (channel->timed_out)
         klp_field_append_u64(&fields, KLP_TAG_TIMED_OUT, 1);

@@ -109,7 +109,7 @@ static bool sockets_make(struct mock_hypervisor *mock, int theirs[3], struct kel
 static bool guest_start(struct mock_hypervisor *mock, enum klp_spawn_mode mode,
                         const struct klp_machine *machine, struct kelpie_error **err)
 {
-    int theirs[3];
+    int theirs[3] = {-1, -1, -1};
     char size[24], self[4096];
     ssize_t length = readlink("/proc/self/exe", self, sizeof(self) - 1);
     if (length <= 0)
