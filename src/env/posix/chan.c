@@ -97,8 +97,8 @@ static kelpie_outcome posix_connect(const struct kelpie_op *op, struct klp_dir *
     int fd = -1, error;
     while ((error = klp_posix_place_connect(&place, SOCK_SEQPACKET, &fd)) == EAGAIN) {
         /* The backlog is full, and no descriptor tells when it is not. */
+        KLP_IGNORE(klp_posix_sleep_until(op, klp_boot_ns(op->env) + CONNECT_PAUSE_NS, NULL));
         KLP_TRY(klp_op_check(op, "connecting to another process", err));
-        KLP_TRY(klp_posix_sleep_until(op, klp_boot_ns(op->env) + CONNECT_PAUSE_NS, err));
     }
     if (error == 0) {
         *out = chan_create(op->env, fd);
