@@ -69,11 +69,14 @@ static void test_base_ext_zstd__result_is_smaller_than_capacity_or_none(void **s
     noise_fill();
     assert_int_equal(klp_zstd_compress(zstd, plain, PLAIN_SIZE, stored, PLAIN_SIZE), 0);
     assert_int_equal(klp_zstd_compress(zstd, plain, PLAIN_SIZE, stored, 0), 0);
-    plain_fill();
-    size_t size = klp_zstd_compress(zstd, plain, 1000, stored, sizeof(stored));
-    assert_in_range(size, 1, 999);
     /* Equal is not smaller: a frame as large as its capacity is stored plain by the caller. */
-    assert_int_equal(klp_zstd_compress(zstd, plain, 1000, stored, size), 0);
+    for (size_t plain_size = 1; plain_size <= 60; plain_size++)
+        for (size_t capacity = 1; capacity <= plain_size + 20; capacity++) {
+            size_t size = klp_zstd_compress(zstd, plain, plain_size, stored, capacity);
+            assert_true(size < capacity);
+        }
+    plain_fill();
+    assert_in_range(klp_zstd_compress(zstd, plain, 1000, stored, 1000), 1, 999);
     klp_zstd_destroy(zstd);
 }
 

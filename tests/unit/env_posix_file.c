@@ -171,6 +171,7 @@ static void unnamed_is_gone_or_linked(struct kit *kit,
     assert_true(klp_file_pwrite(file, 0, "kept", 4, &err));
     assert_true(klp_file_sync(file, &err));
     assert_true(klp_file_link(file, kit->dir, "kept", &err));
+    assert_int_equal(kit_entries(kit), 1); /* at once, and not only when it is closed */
     klp_file_close(file);
     assert_int_equal(kit_entries(kit), 1);
     holds(kit, "kept", "kept");
