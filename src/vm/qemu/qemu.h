@@ -37,5 +37,8 @@ KELPIE_MUST_USE bool klp_vm_qemu_create(struct klp_env *env, struct klp_dir *vms
 KELPIE_MUST_USE bool klp_hypervisor_qemu_create(struct klp_env *env, struct klp_dir *vm_dir,
                                                 const char *qemu_path, struct klp_hypervisor **out,
                                                 struct kelpie_error **err);
+/* `kelpie-keeper --exec-qemu PATH WORDS...`: the keeper's program becomes the hypervisor (exec.c). Returns
+ * an exit status when it cannot. */
+int klp_qemu_exec_main(int argc, char **argv);
 
 #endif
