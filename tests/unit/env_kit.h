@@ -70,7 +70,7 @@ static inline int kit_teardown(void **state)
     int left = kit_fd_count();
     if (left != kit->fds)
         print_error("%d descriptors leaked\n", left - kit->fds);
-    bool clean = left == kit->fds && nftw(kit->path, kit_unlink, 16, FTW_DEPTH | FTW_PHYS) == 0;
+    bool clean = nftw(kit->path, kit_unlink, 16, FTW_DEPTH | FTW_PHYS) == 0 && left == kit->fds;
     klp_env_posix_destroy(kit->env);
     klp_mem_free(kit);
     return clean ? 0 : -1;
