@@ -104,6 +104,9 @@ struct kelpie_exec {
     size_t (*input)(void *arg, void *out, size_t capacity);
     /* Output as it comes; false = stop listening (the process is killed). */
     bool (*output)(void *arg, bool is_stderr, const void *data, size_t size);
+    /* Once, when the process has ended or the call gives up, and before it waits for `input` to return: an
+     * input that waits for a person is to return 0 from then on. May be NULL. */
+    void (*ended)(void *arg);
     void *arg;
     struct kelpie_exec_control *control; /* NULL, or for signals and resizes from other tasks */
 };

@@ -51,7 +51,9 @@ KELPIE_MUST_USE kelpie_outcome klp_vm_restore(const struct kelpie_op *op, struct
                                               struct kelpie_error **err);
 
 /* ---- lease and gate. */
-/* Tells the keeper: this epoch may run until fence_at_ns (boot-time clock). DENIED for a lower epoch. */
+/* Tells the keeper: this epoch may run until fence_at_ns (boot-time clock). DENIED for a lower epoch. Also before
+ * there is a keeper: then it is told when it starts. Whoever calls this owns the lease from then on; a VM that
+ * nobody leased leases itself for ever at epoch 0 when it starts, and opens its own gate (library use). */
 KELPIE_MUST_USE kelpie_outcome klp_vm_lease(const struct kelpie_op *op, struct kelpie_vm *vm,
                                             uint64_t epoch, uint64_t fence_at_ns,
                                             struct kelpie_error **err);
@@ -67,6 +69,18 @@ bool klp_vm_gate_is_open(struct kelpie_vm *vm);
 KELPIE_MUST_USE kelpie_outcome klp_vm_guest(const struct kelpie_op *op, struct kelpie_vm *vm,
                                             struct klp_guest **out, struct kelpie_error **err);
 void klp_vm_guest_drop(struct kelpie_vm *vm);
+
+/* ---- exec in one piece: `input` is all of its standard input; of each output stream KLP_EXEC_OUTPUT_MAX
+ * bytes are kept, what is more is cut and flagged. Of `exec`, callbacks and arg are not used. */
+struct klp_exec_output {
+    struct kelpie_exec_status status;
+    struct klp_buf out, err;
+    bool truncated;
+};
+KELPIE_MUST_USE kelpie_outcome klp_exec_collect(const struct kelpie_op *op, struct kelpie_vm *vm,
+                                                const struct kelpie_exec *exec, struct klp_bytes input,
+                                                struct klp_exec_output *out, struct kelpie_error **err);
+void klp_exec_output_finish(struct klp_exec_output *result); /* after OK */
 
 /* Bytes kept by the keeper for a later daemon (<= 32 KiB). */
 KELPIE_MUST_USE kelpie_outcome klp_vm_meta_set(const struct kelpie_op *op, struct kelpie_vm *vm,
@@ -115,7 +129,8 @@ KELPIE_MUST_USE bool klp_vm_factory_machine(struct kelpie_vm_factory *factory,
 struct klp_factory_ops {
     const char *name;
     uint32_t caps;
-    /* Appends a reason to *faults (INVALID) for every config field it cannot honour; fills the machine. */
+    /* Adds a reason to *faults (klp_error_reason_add: the error is there already) for every config field it
+     * cannot honour; fills the machine. The config was checked, its zeros are replaced by the defaults. */
     bool (*machine)(struct kelpie_vm_factory *, const struct kelpie_vm_config *, struct klp_machine *,
                     struct kelpie_error **faults);
     bool (*accepts)(struct kelpie_vm_factory *, const struct klp_machine *, struct kelpie_error **);
