@@ -47,6 +47,8 @@ struct klp_tar_reader *klp_tar_reader_create(uint64_t content_bytes_max)
 
 void klp_tar_reader_destroy(struct klp_tar_reader *reader)
 {
+    if (reader == NULL)
+        return;
     klp_buf_finish(&reader->meta);
     klp_mem_free(reader);
 }

@@ -142,14 +142,14 @@ bool mock_argv(struct klp_bytes body, struct klp_buf *bytes, const char *argv[64
 static void hello(struct mock_engine *engine, const struct klp_guest_frame *frame)
 {
     struct mock_state *state = engine->state;
-    uint64_t nonce;
-    if (!klp_field_u64(frame->body, KLP_TAG_NONCE, 0, &nonce, NULL))
+    struct klp_bytes nonce;
+    if (!klp_field_find(frame->body, KLP_TAG_NONCE, &nonce) || nonce.size > 64)
         return;
     for (size_t i = 0; i < MOCK_CHANNELS_MAX; i++)
         mock_channel_close(&engine->channels[i]);
     engine->in_session = true;
     __attribute__((cleanup(klp_auto_buf))) struct klp_buf fields = KLP_BUF_INIT(KLP_KIB);
-    klp_field_append_u64(&fields, KLP_TAG_NONCE, nonce);
+    klp_field_append(&fields, KLP_TAG_NONCE, nonce.data, nonce.size); /* opaque to us */
     klp_field_append_u64(&fields, KLP_TAG_VERSION, KLP_GUEST_VERSION);
     klp_field_append_u64(&fields, KLP_TAG_CAPS,
                          KLP_GUEST_CAP_EXEC | KLP_GUEST_CAP_FILES | KLP_GUEST_CAP_RESEED |

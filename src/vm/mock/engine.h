@@ -76,7 +76,6 @@ struct mock_engine {
     uint64_t memory_size, page_size;
     struct klp_buf in, out; /* bytes from and to the host */
     uint64_t remainder_ns;  /* of a millisecond */
-    uint64_t nonce;
     bool in_session, crashed, powered_off;
     char console[128]; /* a line to be printed; "" = none */
     const char *arch;
