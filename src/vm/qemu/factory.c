@@ -95,14 +95,11 @@ static void processor_compare(const struct qemu_factory *self, const struct klp_
 {
     const struct klp_qemu_probe *probe = &self->probe;
     bool emulated = strcmp(machine->accelerator, "tcg") == 0; /* its CPUs are the same everywhere */
-    if (strcmp(machine->accelerator, probe->accelerator) != 0 && !emulated)
+    bool same = strcmp(machine->accelerator, probe->accelerator) == 0;
+    if (!same && !emulated)
         klp_error_reason_add(faults, "accelerator: snapshot needs %s, node has %s",
                              machine->accelerator, probe->accelerator);
-    else if (!emulated && strcmp(machine->cpu, probe->cpu) != 0)
-        klp_error_reason_add(faults, "cpu: snapshot needs %s, node has %s", machine->cpu,
-                             probe->cpu);
-    else if (strcmp(machine->accelerator, probe->accelerator) == 0 &&
-             strcmp(machine->cpu, probe->cpu) != 0)
+    if (same && strcmp(machine->cpu, probe->cpu) != 0)
         klp_error_reason_add(faults, "cpu: snapshot needs %s, node has %s", machine->cpu,
                              probe->cpu);
     if (machine->tsc_khz != 0 && !tsc_is_near(probe->tsc_khz, machine->tsc_khz))

@@ -98,7 +98,7 @@ static bool pair_make(int *here, int *there, struct kelpie_error **err)
 
 static bool ends_make(struct qemu_hypervisor *self, struct there *there, struct kelpie_error **err)
 {
-    int qmp_fd;
+    int qmp_fd = -1;
     KLP_CHECK(pair_make(&qmp_fd, &there->qmp, err));
     self->qmp = klp_qmp_create(self->base.env, qmp_fd);
     KLP_CHECK(pair_make(&self->agent_fd, &there->agent, err));
