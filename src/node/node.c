@@ -9,6 +9,16 @@
 
 /* ---- the teleport's view */
 
+/* Where this host has a part of the image; NULL when the machine has none. */
+static kelpie_outcome part_path(const struct kelpie_op *op, struct klp_host *host,
+                                const struct klp_digest *digest, char **out,
+                                struct kelpie_error **err)
+{
+    if (klp_digest_is_zero(digest))
+        return KLP_OK;
+    return klp_store_path(op, host->snapshots.store, KLP_OBJECT_BLOB, digest, out, err);
+}
+
 static kelpie_outcome host_vm_make(const struct kelpie_op *op, struct klp_host *host,
                                    const struct klp_agent_identity *identity,
                                    const struct klp_machine *machine, uint64_t epoch,
@@ -25,8 +35,18 @@ static kelpie_outcome host_vm_make(const struct kelpie_op *op, struct klp_host *
     struct kelpie_vm_config config = {.vcpu_count = machine->vcpus,
                                       .memory_mib = (uint32_t)(machine->memory_bytes / KLP_MIB),
                                       .arch = klp_arch_name(machine->arch)};
+    char *kernel = NULL, *initramfs = NULL;
     klp_random_id(op->env, id);
-    KLP_TRY(kelpie_vm_create(op, factory, id, &config, out, err));
+    kelpie_outcome made = part_path(op, host, &machine->kernel, &kernel, err);
+    if (kelpie_is_ok(made))
+        made = part_path(op, host, &machine->initramfs, &initramfs, err);
+    config.kernel_image_path = kernel;
+    config.initrd_path = initramfs;
+    if (kelpie_is_ok(made))
+        made = kelpie_vm_create(op, factory, id, &config, out, err);
+    klp_mem_free(kernel);
+    klp_mem_free(initramfs);
+    KLP_TRY(made);
     uint64_t fence_at = klp_boot_ns(op->env) + host->lease_ttl_ms * KLP_MS / 3 * 2;
     kelpie_outcome outcome = klp_vm_lease(op, *out, epoch, fence_at, err);
     if (kelpie_is_ok(outcome))

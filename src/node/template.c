@@ -261,6 +261,9 @@ static kelpie_outcome template_capture(const struct kelpie_op *op, struct klp_no
     struct klp_manifest manifest;
     KLP_TRY(klp_workload_freeze(op, vm, err));
     KLP_TRY(klp_vm_capture(op, vm, KLP_HOLD_SNAPSHOT, &capture, err));
+    /* Any node that restores it finds the kernel in the store by these names. */
+    capture.machine.kernel = boot->image.kernel.digest;
+    capture.machine.initramfs = boot->image.initramfs.digest;
     kelpie_outcome outcome =
         klp_snapshot_write(op, &node->host.snapshots, &capture, &request, &manifest, err);
     if (kelpie_is_ok(outcome)) {
