@@ -80,9 +80,10 @@ def suite_programs(suite, build):
 
 
 def environment_for(build, program):
-    environment = dict(os.environ, CMOCKA_MESSAGE_OUTPUT="TAP", KELPIE_BUILD=build, **program.environment)
-    for key in ("KELPIE_HOST", "KELPIE_STATE", "KELPIE_POINT"):
+    environment = dict(os.environ, CMOCKA_MESSAGE_OUTPUT="TAP", KELPIE_BUILD=build)
+    for key in ("KELPIE_HOST", "KELPIE_STATE", "KELPIE_POINT", "KELPIE_KEEPER", "KELPIE_GUEST"):
         environment.pop(key, None)
+    environment.update(program.environment)
     environment.setdefault("KELPIE_KEEPER", os.path.join(build, "kelpie-keeper"))
     environment.setdefault("KELPIE_GUEST", os.path.join(build, "kelpie-guest"))
     return environment
@@ -203,6 +204,23 @@ def arguments():
     return parser.parse_args()
 
 
+def run_all(build, programs, jobs=2, verbose=False):
+    """Shows each program's verdict as it comes; answers the sums."""
+    totals = [0, 0, 0]
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        for future in concurrent.futures.as_completed([pool.submit(run, build, p) for p in programs]):
+            verdict = future.result()
+            show(verdict, verbose)
+            for i, cases in enumerate((verdict.passed, verdict.failed, verdict.skipped)):
+                totals[i] += len(cases)
+    return totals
+
+
+def conclude(totals):
+    print("{} passed, {} failed, {} skipped".format(*totals))
+    return 1 if totals[1] else 0
+
+
 def main():
     options = arguments()
     build = os.path.abspath(options.build)
@@ -217,14 +235,7 @@ def main():
     if not programs:
         print("no test matches", file=sys.stderr)
         return 2
-    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-        verdicts = []
-        for future in concurrent.futures.as_completed([pool.submit(run, build, p) for p in programs]):
-            verdicts.append(future.result())
-            show(verdicts[-1], options.verbose)
-    passed, failed, skipped = (sum(len(getattr(v, key)) for v in verdicts) for key in ("passed", "failed", "skipped"))
-    print(f"{passed} passed, {failed} failed, {skipped} skipped")
-    return 1 if failed else 0
+    return conclude(run_all(build, programs, options.jobs, options.verbose))
 
 
 if __name__ == "__main__":
