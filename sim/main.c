@@ -1,0 +1,147 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* kelpie-dst: the options and statuses of CONTRACT "Simulator". Each seed is run, and the first
+ * also a second time: a run that does not come out the same is a verdict of its own. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+#include "base/ext/ext.h"
+#include "sim.h"
+
+#define WRONG_USE 2
+#define RECHECK_EVERY 16 /* of the seeds of one call */
+
+struct options {
+    uint64_t seed, count;
+    bool many, store_only;
+    const char *trace;
+};
+
+static bool wrong(const char *format, const char *text)
+{
+    fprintf(stderr, "kelpie-dst: ");
+    fprintf(stderr, format, text); /* a literal of this file */
+    fprintf(stderr, "\n");
+    return false;
+}
+
+/* Decimal or 0x digits below 2^64: no sign, no space, not nothing. */
+static bool number_parse(const char *text, uint64_t *out)
+{
+    unsigned base = strncmp(text, "0x", 2) == 0 ? 16 : 10;
+    const char *at = base == 16 ? text + 2 : text;
+    if (*at == 0)
+        return false;
+    *out = 0;
+    for (; *at != 0; at++) {
+        const char *digits = "0123456789abcdef", *digit = strchr(digits, *at | 0x20);
+        if (*at < '0' || digit == NULL || (unsigned)(digit - digits) >= base)
+            return false;
+        if (__builtin_mul_overflow(*out, (uint64_t)base, out) ||
+            __builtin_add_overflow(*out, (uint64_t)(digit - digits), out))
+            return false;
+    }
+    return true;
+}
+
+static bool options_parse(int argc, char **argv, struct options *out)
+{
+    *out = (struct options){.count = 1};
+    for (int i = 1; i < argc; i++) {
+        if (strcmp(argv[i], "--seeds") == 0 && i + 1 < argc) {
+            out->many = true;
+            if (!number_parse(argv[++i], &out->count) || out->count == 0)
+                return wrong("--seeds '%s' is no number above 0", argv[i]);
+        } else if (strcmp(argv[i], "--trace") == 0 && i + 1 < argc) {
+            out->trace = argv[++i];
+        } else if (strcmp(argv[i], "--store-only") == 0) {
+            out->store_only = true;
+        } else if (strcmp(argv[i], "--mutant") == 0 || strcmp(argv[i], "--mutants") == 0 ||
+                   strcmp(argv[i], "--shrink") == 0 || strcmp(argv[i], "--exhaustive") == 0) {
+            return wrong("%s: not yet", argv[i]);
+        } else {
+            return wrong("unknown option or missing value: %s", argv[i]);
+        }
+    }
+    return true;
+}
+
+static bool seed_get(uint64_t *out)
+{
+    const char *text = getenv("DST_SEED");
+    if (text != NULL)
+        return number_parse(text, out) ||
+               wrong("DST_SEED '%s' is neither decimal nor 0x digits below 2^64", text);
+    return getrandom(out, sizeof(*out), 0) == (ssize_t)sizeof(*out) ||
+           wrong("cannot draw a seed: %s", strerror(errno));
+}
+
+/* One run; the trace is of this one. A second run of the same seed must come out the same. */
+static void seed_run(const struct options *options, uint64_t seed, bool twice, FILE *trace,
+                     struct sim_result *out)
+{
+    void (*scenario)(void *) = options->store_only ? sim_scenario_store : sim_scenario_teleport;
+    struct sim_result again;
+    sim_run(seed, scenario, trace, out);
+    if (!twice || out->verdict != SIM_PASS)
+        return;
+    sim_run(seed, scenario, NULL, &again);
+    if (again.hash == out->hash && again.verdict == out->verdict)
+        return;
+    fprintf(stderr,
+            "kelpie-dst: seed %" PRIu64 " came to %016" PRIx64 " first and %016" PRIx64 " then\n",
+            seed, out->hash, again.hash);
+    out->verdict = SIM_NONDETERMINISM;
+}
+
+static int seeds_run(const struct options *options, FILE *trace)
+{
+    struct sim_result shown = {.verdict = SIM_PASS};
+    uint64_t shown_seed = options->seed, teleports = 0, faults = 0, fold = 0;
+    for (uint64_t i = 0; i < options->count; i++) {
+        struct sim_result result;
+        uint64_t seed = options->seed + i;
+        seed_run(options, seed, i % RECHECK_EVERY == 0, trace, &result);
+        teleports += result.teleports;
+        faults += result.faults;
+        fold = options->many ? sim_mix(fold, result.hash, i) : result.hash;
+        if (result.verdict != SIM_PASS && shown.verdict == SIM_PASS) {
+            shown = result;
+            shown_seed = seed;
+        }
+    }
+    if (options->many)
+        printf("runs=%" PRIu64 " teleports=%.2f faults=%.2f\n", options->count,
+               (double)teleports / (double)options->count, (double)faults / (double)options->count);
+    printf("seed=%" PRIu64 " hash=%016" PRIx64 " verdict=%s\n", shown_seed,
+           shown.verdict == SIM_PASS ? fold : shown.hash, sim_verdict_name(shown.verdict));
+    return sim_verdict_status(shown.verdict);
+}
+
+/* What foreign libraries keep for ever belongs to no run. */
+static void libraries_start(void)
+{
+    klp_ext_init();
+}
+
+int main(int argc, char **argv)
+{
+    struct options options;
+    uint64_t seed = 0;
+    if (!options_parse(argc, argv, &options) || !seed_get(&seed))
+        return WRONG_USE;
+    options.seed = seed;
+    FILE *trace = NULL;
+    if (options.trace != NULL && (trace = fopen(options.trace, "w")) == NULL) {
+        wrong("cannot write the trace: %s", strerror(errno));
+        return WRONG_USE;
+    }
+    libraries_start();
+    int status = seeds_run(&options, trace);
+    if (trace != NULL)
+        fclose(trace);
+    sim_stacks_drop();
+    return status;
+}

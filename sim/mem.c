@@ -1,0 +1,169 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* klp_mem_* of the simulator: every block belongs to the crash domain of the fiber that asked for
+ * it, so that a crash can drop them all and the end can tell what leaked. And what a bug does. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "sim.h"
+
+#define MAGIC 0x6b6c706d656d2121ull
+
+struct block {
+    struct klp_list link;
+    struct sim_domain *domain;
+    size_t size;
+    uint64_t magic;
+    uint64_t padding; /* what follows is aligned to 16 bytes */
+};
+_Static_assert(sizeof(struct block) % 16 == 0, "blocks are aligned for anything");
+
+struct guard {
+    struct klp_list link;
+    void *object;
+    void (*destroy)(void *object);
+};
+
+static struct sim_domain *domain_now(void)
+{
+    KLP_ASSERT(sim_world != NULL);
+    return sim_world->current != NULL ? sim_world->current->domain : sim_world->world_domain;
+}
+
+void *klp_mem_try(size_t size_bytes)
+{
+    struct block *block = calloc(1, sizeof(*block) + size_bytes);
+    if (block == NULL)
+        return NULL;
+    block->domain = domain_now();
+    block->size = size_bytes;
+    block->magic = MAGIC;
+    klp_list_append(&block->domain->blocks, &block->link);
+    block->domain->block_count++;
+    block->domain->block_bytes += size_bytes;
+    return block + 1;
+}
+
+void *klp_mem_alloc(size_t size_bytes)
+{
+    void *memory = klp_mem_try(size_bytes);
+    if (memory == NULL)
+        klp_bug(__FILE__, __LINE__, "out of memory");
+    return memory;
+}
+
+static struct block *block_of(void *memory)
+{
+    struct block *block = (struct block *)memory - 1;
+    KLP_ASSERT(block->magic == MAGIC);
+    return block;
+}
+
+static void block_free(struct block *block)
+{
+    klp_list_remove(&block->link);
+    block->domain->block_count--;
+    block->domain->block_bytes -= block->size;
+    block->magic = 0;
+    free(block);
+}
+
+/* Always elsewhere, so that whoever keeps the old address shows. */
+void *klp_mem_resize(void *memory, size_t size_bytes)
+{
+    void *bigger = klp_mem_try(size_bytes);
+    if (memory == NULL || bigger == NULL)
+        return bigger;
+    struct block *block = block_of(memory);
+    memcpy(bigger, memory, block->size < size_bytes ? block->size : size_bytes);
+    block_free(block);
+    return bigger;
+}
+
+void klp_mem_free(void *memory)
+{
+    if (memory != NULL)
+        block_free(block_of(memory));
+}
+
+void klp_mem_guard(void *object, void (*destroy)(void *object))
+{
+    struct guard *guard = calloc(1, sizeof(*guard));
+    KLP_ASSERT(guard != NULL);
+    *guard = (struct guard){.object = object, .destroy = destroy};
+    klp_list_append(&block_of(object)->domain->guards, &guard->link);
+}
+
+void klp_mem_unguard(void *object)
+{
+    KLP_LIST_EACH (item, &block_of(object)->domain->guards) {
+        struct guard *guard = KLP_CONTAINER(item, struct guard, link);
+        if (guard->object != object)
+            continue;
+        klp_list_remove(&guard->link);
+        free(guard);
+        return;
+    }
+    klp_bug(__FILE__, __LINE__, "an object that was never guarded");
+}
+
+/* ---- domains */
+
+struct sim_domain *sim_domain_create(uint32_t node, const char *name)
+{
+    struct sim_domain *domain = calloc(1, sizeof(*domain));
+    domain->id = sim_world->domain_count++;
+    domain->node = node;
+    snprintf(domain->name, sizeof(domain->name), "%s", name);
+    klp_list_init(&domain->blocks);
+    klp_list_init(&domain->guards);
+    klp_list_append(&sim_world->domains, &domain->link);
+    return domain;
+}
+
+void sim_domain_drop(struct sim_domain *domain)
+{
+    KLP_LIST_EACH_SAFE (item, following, &domain->guards) {
+        struct guard *guard = KLP_CONTAINER(item, struct guard, link);
+        klp_list_remove(&guard->link);
+        guard->destroy(guard->object);
+        free(guard);
+    }
+    KLP_LIST_EACH_SAFE (item, following, &domain->blocks) {
+        block_free(KLP_CONTAINER(item, struct block, link));
+    }
+}
+
+struct sim_domain *sim_domain_enter(struct sim_domain *domain)
+{
+    struct sim_domain *before = sim_world->current->domain;
+    sim_world->current->domain = domain;
+    return before;
+}
+
+unsigned sim_domain_leaks(void)
+{
+    unsigned leaks = 0;
+    KLP_LIST_EACH (item, &sim_world->domains) {
+        const struct sim_domain *domain = KLP_CONTAINER(item, struct sim_domain, link);
+        if (domain->block_count == 0)
+            continue;
+        leaks++;
+        fprintf(stderr, "  domain %u %s leaks %zu blocks of %zu bytes; the first has %zu\n",
+                domain->id, domain->name, domain->block_count, domain->block_bytes,
+                KLP_CONTAINER(domain->blocks.next, struct block, link)->size);
+    }
+    return leaks;
+}
+
+void klp_bug(const char *file, int line, const char *what)
+{
+    if (sim_world == NULL) {
+        fprintf(stderr, "kelpie-dst: bug: %s:%d: %s\n", file, line, what);
+        exit(sim_verdict_status(SIM_ASSERTION));
+    }
+    const struct sim_fiber *fiber = sim_world->current;
+    sim_fail(SIM_ASSERTION, "%s:%d: %s, in fiber %s at %llu ns", file, line, what,
+             fiber != NULL ? fiber->name : "hub", (unsigned long long)sim_world->now_ns);
+    sim_verdict_print();
+    exit(sim_verdict_status(SIM_ASSERTION));
+}

@@ -1,0 +1,217 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the files of the simulator share. One world at a time in one thread: fibers under a virtual
+ * clock, every decision drawn from the seed. Core code sees none of this: it sees env/, the
+ * registry's table, and a factory. Memory of the world itself is the C heap's; what core code
+ * allocates belongs to the crash domain of the fiber that runs. */
+#ifndef SIM_SIM_H
+#define SIM_SIM_H
+
+#include <stdio.h>
+
+#include "base/list.h"
+#include "env/chan.h"
+#include "node/node.h"
+
+#define SIM_NODES_MAX 4
+#define SIM_NEVER UINT64_MAX
+#define SIM_EVENTS_MAX 5000000ull /* of one run: more is a livelock */
+
+/* X(NAME, text, exit status) as in CONTRACT "Simulator" */
+#define SIM_VERDICT_MAP(X)                                                                         \
+    X(PASS, "pass", 0)                                                                             \
+    X(SAFETY, "safety", 20)                                                                        \
+    X(LIVENESS, "liveness", 21)                                                                    \
+    X(NONDETERMINISM, "nondeterminism", 22)                                                        \
+    X(ASSERTION, "assertion", 23)
+enum sim_verdict {
+#define SIM_VERDICT_ENUM(name, text, status) SIM_##name,
+    SIM_VERDICT_MAP(SIM_VERDICT_ENUM)
+#undef SIM_VERDICT_ENUM
+};
+
+/* ---- crash domains (mem.c): a daemon, a keeper, a VM. Domain 0 is the world's own. */
+struct sim_domain {
+    struct klp_list link;
+    uint32_t id, node;
+    char name[32];
+    struct klp_list blocks, guards;
+    size_t block_count, block_bytes;
+    uint64_t draws; /* of klp_random */
+};
+struct sim_domain *sim_domain_create(uint32_t node, const char *name);
+/* Frees all that is left, running the guards first. */
+void sim_domain_drop(struct sim_domain *domain);
+/* From now on this fiber allocates there; returns where it did before. */
+struct sim_domain *sim_domain_enter(struct sim_domain *domain);
+/* Says what is left in which domain; returns how many domains leak. */
+unsigned sim_domain_leaks(void);
+
+/* ---- fibers (fiber.c) and the hub (hub.c). */
+struct sim_env;
+struct sim_source { /* what fibers wait for */
+    struct klp_list waiters;
+};
+struct sim_stack;
+struct sim_fiber {
+    struct klp_list link;
+    uint32_t id;
+    char name[24];
+    struct sim_env *env;
+    struct sim_domain *domain;
+    void (*run)(void *arg);
+    void *arg;
+    struct sim_stack *stack; /* NULL once it ended */
+    uint64_t waits;          /* parked so often: tells a stale event */
+    bool parked, ready, ended;
+    unsigned mutexes; /* held */
+    const char *waits_for;
+    struct sim_source end;
+};
+struct sim_fiber *sim_fiber_start(struct sim_env *env, struct sim_domain *domain, const char *name,
+                                  void (*run)(void *), void *arg);
+void sim_fiber_switch_in(struct sim_fiber *fiber); /* hub only; returns when it parks or ends */
+void sim_fiber_switch_out(void);                   /* of the current fiber, to the hub */
+void sim_stacks_drop(void);
+
+/* Waits until sim_ready, or until the true time `until_ns`. */
+void sim_park(uint64_t until_ns, const char *what);
+void sim_ready(struct sim_fiber *fiber);
+void sim_yield(void);
+void sim_source_init(struct sim_source *source);
+void sim_wake(struct sim_source *source);
+/* Without op: for ever. May return for nothing. */
+void sim_wait_source(struct sim_source *source, uint64_t until_ns, const char *what);
+/* With the op's deadline and cancel. OK = woken, perhaps for nothing. */
+KELPIE_MUST_USE kelpie_outcome sim_wait(const struct kelpie_op *op, struct sim_source *source,
+                                        const char *what, struct kelpie_error **err);
+/* Runs events until `fiber` has ended. */
+void sim_hub_run(struct sim_fiber *fiber);
+
+/* ---- the world (world.c). */
+struct sim_peer { /* a node that answers; chan.c routes to it by endpoint */
+    char endpoint[64];
+    struct sim_env *env;
+    struct sim_domain *domain;
+    struct klp_node *node; /* NULL = down */
+    unsigned calls;        /* under way */
+    struct sim_source idle;
+};
+struct sim_event;
+struct sim_inode;
+struct sim_handle_slot;
+struct sim {
+    uint64_t seed, now_ns, hash;
+    uint64_t sequence, events;
+    struct sim_event *heap;
+    size_t heap_count, heap_capacity;
+    struct klp_list fibers, domains, listeners;
+    uint32_t fiber_count, domain_count, pid_count;
+    struct sim_fiber *current;
+    struct sim_domain *world_domain;
+    struct sim_env *envs[SIM_NODES_MAX];
+    struct sim_peer peers[SIM_NODES_MAX];
+    struct sim_inode *root;
+    struct sim_handle_slot *handles;
+    size_t handle_count, handle_used;
+    FILE *trace; /* NULL = none */
+    enum sim_verdict verdict;
+    char why[512];
+    uint64_t teleports, faults;
+};
+extern struct sim *sim_world; /* the one that runs */
+
+void sim_fold(uint64_t value);
+void sim_fold_bytes(const void *bytes, size_t size);
+void sim_fold_text(const char *text);
+uint64_t sim_mix(uint64_t a, uint64_t b, uint64_t c);
+/* An event of which the hash and the trace hear. */
+void sim_note(const char *kind, const char *format, ...) KLP_PRINTF(2, 3);
+/* The first verdict stays. */
+void sim_fail(enum sim_verdict verdict, const char *format, ...) KLP_PRINTF(2, 3);
+const char *sim_verdict_name(enum sim_verdict verdict);
+int sim_verdict_status(enum sim_verdict verdict);
+void sim_verdict_print(void);
+void sim_trace(const char *kind, const char *text);
+
+struct sim_result {
+    uint64_t hash, teleports, faults;
+    enum sim_verdict verdict;
+    char why[512];
+};
+void sim_run(uint64_t seed, void (*scenario)(void *), FILE *trace, struct sim_result *out);
+
+/* ---- env.c */
+struct sim_env {
+    struct klp_env base;
+    uint32_t node;
+    char name[16];
+    uint64_t boot_offset_ns; /* this host's BOOTTIME minus true time */
+    int64_t wall_offset_ns;
+};
+struct sim_env *sim_env_create(uint32_t node, const char *name);
+struct sim_env *sim_env_from(struct klp_env *env);
+struct sim_source *sim_cancel_source(struct klp_cancel *cancel);
+extern const struct klp_file_ops sim_file_ops;
+extern const struct klp_memory_ops sim_memory_ops;
+extern const struct klp_chan_ops sim_chan_ops;
+
+/* ---- file.c */
+struct sim_inode *sim_root_create(void);
+void sim_inode_put(struct sim_inode *inode);
+struct sim_inode *sim_dir_inode(const struct klp_dir *dir); /* borrowed */
+struct sim_inode *sim_inode_share(struct sim_inode *inode);
+
+/* ---- memory.c: handles, as a table of descriptors; each belongs to who has it. */
+struct sim_memory;
+struct sim_conn;
+enum sim_handle_kind { SIM_HANDLE_FREE, SIM_HANDLE_MEMORY, SIM_HANDLE_STREAM };
+struct klp_handle sim_handle_create(enum sim_handle_kind kind, void *object);
+void *sim_handle_object(struct klp_handle handle,
+                        enum sim_handle_kind kind); /* NULL = another kind */
+void sim_handles_finish(void);
+/* The first present page at or after `offset`; false = none. */
+bool sim_memory_next(const struct sim_memory *memory, uint64_t offset, uint64_t *out_offset,
+                     uint64_t *out_size);
+void sim_memory_copy_out(const struct sim_memory *memory, uint64_t offset, void *out, size_t size);
+uint64_t sim_memory_bytes(const struct sim_memory *memory);
+#define SIM_PAGE_LOG2 6
+#define SIM_PAGE_SIZE 64u
+
+/* ---- chan.c: one connection has two sides; each side is owned by a chan, a stream, a handle or a
+ * VM. */
+struct sim_end {
+    struct sim_conn *conn;
+    unsigned side;
+};
+void sim_stream_pair(struct sim_end *out_a, struct sim_end *out_b);
+struct klp_handle sim_stream_handle(struct sim_end end); /* takes the end over */
+void *sim_stream_object_share(void *object);             /* for klp_handle_copy */
+void sim_stream_object_put(void *object);
+/* Neither blocks. take: -1 = the other side is gone and nothing is left. */
+long sim_end_take(struct sim_end end, void *out, size_t capacity);
+size_t sim_end_give(struct sim_end end, const void *data, size_t size);
+void sim_end_watch(struct sim_end end,
+                   struct sim_source *source); /* woken at every change; NULL = no more */
+void sim_end_close(struct sim_end *end);
+
+/* ---- peer.c */
+kelpie_outcome sim_peer_call(const struct kelpie_op *op, const char *endpoint, const char *method,
+                             const char *path, struct klp_bytes body, int *out_status,
+                             struct klp_buf *out_body, struct kelpie_error **err);
+
+/* ---- registry.c, vm.c, hypervisor.c */
+struct sim_registry_rows;
+struct sim_registry_rows *sim_registry_rows_create(void); /* the service: outlives every node */
+void sim_registry_rows_destroy(struct sim_registry_rows *rows);
+struct klp_registry *sim_registry_create(struct klp_env *env, struct sim_registry_rows *rows);
+/* `vms_dir` is borrowed. */
+struct kelpie_vm_factory *sim_factory_create(struct klp_env *env, struct klp_dir *vms_dir,
+                                             enum klp_arch arch);
+struct klp_hypervisor;
+struct klp_hypervisor *sim_hypervisor_create(struct klp_env *env);
+
+/* ---- scenario.c */
+void sim_scenario_store(void *arg);
+void sim_scenario_teleport(void *arg);
+
+#endif

@@ -1,0 +1,185 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* One run: making and dropping the world, its hash, its trace, its verdict. What happens in it:
+ * scenario.c. */
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "sim.h"
+
+struct sim *sim_world;
+
+/* splitmix64's finaliser. */
+static uint64_t finish(uint64_t value)
+{
+    value = (value ^ (value >> 30)) * 0xbf58476d1ce4e5b9ull;
+    value = (value ^ (value >> 27)) * 0x94d049bb133111ebull;
+    return value ^ (value >> 31);
+}
+
+uint64_t sim_mix(uint64_t a, uint64_t b, uint64_t c)
+{
+    return finish(finish(finish(a + 0x9e3779b97f4a7c15ull) ^ b) + 0x9e3779b97f4a7c15ull * (c + 1));
+}
+
+void sim_fold(uint64_t value)
+{
+    sim_world->hash = finish(sim_world->hash * 0x9e3779b97f4a7c15ull ^ value);
+}
+
+void sim_fold_bytes(const void *bytes, size_t size)
+{
+    const uint8_t *at = bytes;
+    sim_fold(size);
+    for (; size >= 8; size -= 8, at += 8) {
+        uint64_t word = 0;
+        for (unsigned i = 0; i < 8; i++)
+            word |= (uint64_t)at[i] << (8 * i);
+        sim_fold(word);
+    }
+    for (; size > 0; size--)
+        sim_fold(*at++);
+}
+
+void sim_fold_text(const char *text)
+{
+    sim_fold_bytes(text, strlen(text));
+}
+
+void sim_trace(const char *kind, const char *text)
+{
+    const struct sim_fiber *fiber = sim_world->current;
+    if (sim_world->trace != NULL)
+        fprintf(sim_world->trace, "%" PRIu64 ".%06" PRIu64 " %s %u.%s %s %s\n",
+                (uint64_t)(sim_world->now_ns / KLP_MS), (uint64_t)(sim_world->now_ns % KLP_MS),
+                fiber != NULL ? fiber->env->name : "-", fiber != NULL ? fiber->id : 0,
+                fiber != NULL ? fiber->name : "hub", kind, text);
+}
+
+void sim_note(const char *kind, const char *format, ...)
+{
+    char text[512];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof(text), format, args);
+    va_end(args);
+    sim_fold_text(kind);
+    sim_fold_text(text);
+    sim_trace(kind, text);
+}
+
+void sim_fail(enum sim_verdict verdict, const char *format, ...)
+{
+    char text[512];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof(text), format, args);
+    va_end(args);
+    fprintf(stderr, "kelpie-dst: %s: %s\n", sim_verdict_name(verdict), text);
+    sim_trace("verdict", text);
+    if (sim_world->verdict != SIM_PASS)
+        return;
+    sim_world->verdict = verdict;
+    memcpy(sim_world->why, text, sizeof(text));
+}
+
+const char *sim_verdict_name(enum sim_verdict verdict)
+{
+    static const char *const names[] = {
+#define SIM_VERDICT_NAME(name, text, status) text,
+        SIM_VERDICT_MAP(SIM_VERDICT_NAME)
+#undef SIM_VERDICT_NAME
+    };
+    return names[verdict];
+}
+
+int sim_verdict_status(enum sim_verdict verdict)
+{
+    static const int statuses[] = {
+#define SIM_VERDICT_STATUS(name, text, status) status,
+        SIM_VERDICT_MAP(SIM_VERDICT_STATUS)
+#undef SIM_VERDICT_STATUS
+    };
+    return statuses[verdict];
+}
+
+void sim_verdict_print(void)
+{
+    if (sim_world->trace != NULL)
+        fflush(sim_world->trace);
+    printf("seed=%" PRIu64 " hash=%016" PRIx64 " verdict=%s\n", sim_world->seed, sim_world->hash,
+           sim_verdict_name(sim_world->verdict));
+    fflush(stdout);
+}
+
+static void world_begin(struct sim *world, uint64_t seed, FILE *trace)
+{
+    static const char *const names[SIM_NODES_MAX] = {"a", "b", "c", "d"};
+    *world = (struct sim){.seed = seed, .trace = trace, .now_ns = KLP_SECOND};
+    sim_world = world;
+    klp_list_init(&world->fibers);
+    klp_list_init(&world->domains);
+    klp_list_init(&world->listeners);
+    world->world_domain = sim_domain_create(UINT32_MAX, "world");
+    world->root = sim_root_create();
+    sim_fold(seed);
+    for (uint32_t i = 0; i < SIM_NODES_MAX; i++) {
+        world->envs[i] = sim_env_create(i, names[i]);
+        sim_source_init(&world->peers[i].idle);
+    }
+}
+
+/* Of fibers that never ended (a failed run) the stacks are lost with the process. */
+static void world_end(struct sim *world)
+{
+    sim_inode_put(world->root);
+    sim_handles_finish();
+    KLP_LIST_EACH_SAFE (item, following, &world->fibers) {
+        free(KLP_CONTAINER(item, struct sim_fiber, link));
+    }
+    KLP_LIST_EACH_SAFE (item, following, &world->domains) {
+        struct sim_domain *domain = KLP_CONTAINER(item, struct sim_domain, link);
+        sim_domain_drop(domain);
+        free(domain);
+    }
+    for (uint32_t i = 0; i < SIM_NODES_MAX; i++)
+        free(world->envs[i]);
+    free(world->heap);
+    sim_world = NULL;
+}
+
+/* What a run without faults must have given back. */
+static void leftovers_check(struct sim *world, const struct sim_fiber *first)
+{
+    unsigned fibers = 0;
+    KLP_LIST_EACH (item, &world->fibers) {
+        const struct sim_fiber *fiber = KLP_CONTAINER(item, struct sim_fiber, link);
+        if (fiber->ended || fiber == first)
+            continue;
+        fibers++;
+        fprintf(stderr, "  fiber %u %s (node %s, %s) still waits for: %s\n", fiber->id, fiber->name,
+                fiber->env->name, fiber->domain->name, fiber->waits_for);
+    }
+    if (fibers > 0)
+        sim_fail(SIM_ASSERTION, "%u fibers did not end", fibers);
+    else if (sim_domain_leaks() > 0)
+        sim_fail(SIM_ASSERTION, "memory leaked");
+    else if (world->handle_used > 0)
+        sim_fail(SIM_ASSERTION, "%zu handles leaked", world->handle_used);
+}
+
+void sim_run(uint64_t seed, void (*scenario)(void *), FILE *trace, struct sim_result *out)
+{
+    struct sim *world = calloc(1, sizeof(*world));
+    world_begin(world, seed, trace);
+    struct sim_fiber *first =
+        sim_fiber_start(world->envs[0], world->world_domain, "scenario", scenario, NULL);
+    sim_hub_run(first);
+    if (world->verdict == SIM_PASS)
+        leftovers_check(world, first);
+    sim_fold(world->now_ns);
+    *out = (struct sim_result){world->hash, world->teleports, world->faults, world->verdict, ""};
+    memcpy(out->why, world->why, sizeof(out->why));
+    world_end(world);
+    free(world);
+}
