@@ -249,22 +249,40 @@ static void test_vm_qemu_hypervisor__comes_back_as_it_was(void **state)
     taken_close(&second, &whole);
 }
 
+struct trickle {
+    struct bench *bench;
+    struct klp_handle handle;
+};
+
+/* For 60 ms: longer than the first copy of the pages takes to begin, shorter than the capture. */
+static void trickle_run(void *arg)
+{
+    struct trickle *trickle = arg;
+    char noise[400];
+    memset(noise, 'x', sizeof(noise));
+    for (int i = 0; i < 60; i++) {
+        assert_true(write(klp_handle_fd(trickle->handle), noise, sizeof(noise)) > 0);
+        KLP_IGNORE(klp_sleep_until(&trickle->bench->op,
+                                   klp_boot_ns(trickle->bench->kit->env) + KLP_MS, NULL));
+    }
+}
+
 /* Bytes for the agent that arrive while the guest stands still must not tear the capture. */
 static void test_vm_qemu_hypervisor__input_during_a_capture_tears_nothing(void **state)
 {
     struct bench first, second;
-    struct klp_handle handle;
-    char noise[30000];
+    struct trickle trickle = {.bench = &first};
+    struct klp_task *task;
     bench_open(&first, state);
     bench_boot(&first);
     EXEC(&first, "@fill", "4", "7");
-    GOOD(first.hypervisor->ops->guest(&first.op, first.hypervisor, &handle, err));
+    GOOD(first.hypervisor->ops->guest(&first.op, first.hypervisor, &trickle.handle, err));
     bench_leave_guest(&first);
-    memset(noise, 'x', sizeof(noise));
     GOOD(first.hypervisor->ops->stop(&first.op, first.hypervisor, err));
-    assert_true(write(klp_handle_fd(handle), noise, sizeof(noise)) > 0);
+    assert_true(klp_task_spawn(first.kit->env, "trickle", trickle_run, &trickle, &task, NULL));
     struct taken taken = bench_capture(&first, "with input");
-    klp_handle_close(first.kit->env, handle);
+    klp_task_join(task);
+    klp_handle_close(first.kit->env, trickle.handle);
     bench_close(&first);
     bench_open(&second, state);
     bench_restore(&second, taken.dirty, taken.state, NULL, 0, "restore");

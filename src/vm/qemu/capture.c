@@ -13,7 +13,7 @@
 #include "base/limits.h"
 #include "vm/qemu/inside.h"
 
-#define SAVES_MAX 8 /* a device that still took input has a queue of its own, which fills */
+#define SAVES_MAX 8 /* a device that still takes input has a queue, and queues fill */
 #define SEALS (F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE)
 
 /* A descriptor of its own: offset 0, shared with nobody. */
@@ -155,9 +155,9 @@ static bool state_equal(int a, int b)
     return equal;
 }
 
-/* A guest that stands still does not write, but its devices do: bytes for the agent's port still
- * land in its queue. So the pages are taken between two equal device states, in which a queue that
- * moved would show. */
+/* A guest that stands still does not write, but a device could: virtio-serial rests with the machine
+ * in the QEMU we know, and nothing promises it of others. So the pages are taken between two equal
+ * device states, in which a queue that moved would show; a save costs half a millisecond. */
 static kelpie_outcome pages_between(const struct kelpie_op *op, struct qemu_hypervisor *self,
                                     const struct klp_mapping *mapping, int *state_fd,
                                     struct klp_handle *dirty, bool *settled,
