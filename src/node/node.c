@@ -20,9 +20,9 @@ static kelpie_outcome part_path(const struct kelpie_op *op, struct klp_host *hos
 }
 
 static kelpie_outcome host_vm_make(const struct kelpie_op *op, struct klp_host *host,
-                                   const struct klp_agent_identity *identity,
-                                   const struct klp_machine *machine, uint64_t epoch,
-                                   struct kelpie_vm **out, struct kelpie_error **err)
+                                   const char *agent_id, const struct klp_machine *machine,
+                                   uint64_t epoch, struct kelpie_vm **out,
+                                   struct kelpie_error **err)
 {
     char id[KLP_ID_SIZE];
     struct klp_node *node = node_from_host(host);
@@ -50,7 +50,7 @@ static kelpie_outcome host_vm_make(const struct kelpie_op *op, struct klp_host *
     uint64_t fence_at = klp_boot_ns(op->env) + host->lease_ttl_ms * KLP_MS / 3 * 2;
     kelpie_outcome outcome = klp_vm_lease(op, *out, epoch, fence_at, err);
     if (kelpie_is_ok(outcome))
-        outcome = meta_put(op, *out, identity->id, err);
+        outcome = meta_put(op, *out, agent_id, err);
     if (!kelpie_is_ok(outcome)) {
         struct kelpie_op cleanup = klp_op_cleanup(op, NODE_CLEANUP_MS);
         kelpie_vm_destroy(&cleanup, KLP_TAKE(out));

@@ -179,9 +179,13 @@ static void vm_recover(struct scan *scan, const char *vm_id)
     struct klp_handoff note;
     bool alive =
         kelpie_vm_state(vm) == KELPIE_VM_RUNNING || kelpie_vm_state(vm) == KELPIE_VM_PAUSED;
-    if (!alive || !meta_agent(&op, vm, agent_id) ||
+    bool named = meta_agent(&op, vm, agent_id);
+    if (!alive || !named ||
         !kelpie_is_ok(klp_registry_get(scan->op, node->host.registry, agent_id, &record, NULL))) {
-        kelpie_vm_destroy(&cleanup, vm); /* nobody's, or dead: its agent is looked at below */
+        /* Nobody's, or dead: its agent is looked at below. */
+        klp_log(op.env, KLP_LOG_WARN, "recover.orphan", "vm=%s state=%s agent=%s", vm_id,
+                kelpie_vm_state_name(kelpie_vm_state(vm)), named ? agent_id : "none");
+        kelpie_vm_destroy(&cleanup, vm);
         return;
     }
     enum fate fate = fate_of(node, &record, note_get(node, agent_id, &note));

@@ -30,8 +30,8 @@ kelpie_outcome klp_arrival_prepare(const struct kelpie_op *op, struct klp_host *
         outcome = klp_fail(err, KELPIE_E_INVALID, "the snapshot is of another agent than %s",
                            request->agent);
     if (kelpie_is_ok(outcome))
-        outcome = host->ops->vm_make(op, host, &manifest->agent, &manifest->machine, arrival->epoch,
-                                     &arrival->vm, err);
+        outcome = host->ops->vm_make(op, host, manifest->agent.id, &manifest->machine,
+                                     arrival->epoch, &arrival->vm, err);
     if (kelpie_is_ok(outcome))
         outcome = klp_vm_prepare(op, arrival->vm, &manifest->machine, arrival->parts.base, err);
     if (!kelpie_is_ok(outcome)) {

@@ -13,9 +13,9 @@
 struct klp_host;
 struct klp_host_ops {
     /* A VM of this agent, Created, leased for `epoch` as the node leases (renewed from now on). */
-    kelpie_outcome (*vm_make)(const struct kelpie_op *, struct klp_host *,
-                              const struct klp_agent_identity *, const struct klp_machine *,
-                              uint64_t epoch, struct kelpie_vm **, struct kelpie_error **);
+    kelpie_outcome (*vm_make)(const struct kelpie_op *, struct klp_host *, const char *agent_id,
+                              const struct klp_machine *, uint64_t epoch, struct kelpie_vm **,
+                              struct kelpie_error **);
     /* The resident layer of a template or base manifest, made resident if need be. Shared: close
      * it. */
     kelpie_outcome (*base_get)(const struct kelpie_op *, struct klp_host *,
@@ -44,7 +44,8 @@ struct klp_host {
     size_t factory_count;
 };
 
-/* The ref that names an image of an architecture: "images/NAME/ARCH" (refs know no underscore: x86-64). */
+/* The ref that names an image of an architecture: "images/NAME/ARCH" (refs know no underscore:
+ * x86-64). */
 void klp_image_ref(char out[KLP_REF_NAME_MAX], const char *name, enum klp_arch arch);
 
 /* ---- the compatibility gate (gate.c): every reason is collected, nothing is touched. */
