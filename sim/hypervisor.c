@@ -22,6 +22,7 @@ static const char device_magic[8] = "SIMDEV01";
 
 struct sim_vm {
     struct klp_hypervisor base;
+    struct klp_list link; /* world->vms */
     struct sim_domain *domain;
     struct sim_fiber *fiber; /* NULL = not spawned */
     struct mock_engine engine;
@@ -84,6 +85,25 @@ static bool guest_runs(const struct sim_vm *vm)
     return vm->loaded && !vm->stopped && !vm->frozen && !vm->killed && !vm->ended;
 }
 
+/* DESIGN 2.1 and 2.5, seen from the guests themselves: a move keeps the machine's id and a copy
+ * gets its own, so no two workloads that run have the same one, nor the same generation. */
+static void only_copy_check(const struct sim_vm *vm)
+{
+    const struct mock_state *here = vm->engine.state;
+    KLP_LIST_EACH (item, &sim_world->vms) {
+        const struct sim_vm *other = KLP_CONTAINER(item, struct sim_vm, link);
+        if (other == vm || !other->begun || !guest_runs(other) || other->engine.state->frozen)
+            continue;
+        const struct mock_state *there = other->engine.state;
+        if (memcmp(here->machine_id, there->machine_id, sizeof(here->machine_id)) == 0)
+            sim_fail(SIM_SAFETY, "two copies of one agent run: on node %s and on node %s",
+                     vm->fiber->env->name, other->fiber->env->name);
+        else if (here->has_generation && there->has_generation &&
+                 memcmp(here->generation, there->generation, sizeof(here->generation)) == 0)
+            sim_fail(SIM_SAFETY, "two guests run in the same generation");
+    }
+}
+
 /* Brings the guest to now. Never blocks. Whoever calls: what the guest allocates is the guest's. */
 static void guest_advance(struct sim_vm *vm)
 {
@@ -100,6 +120,8 @@ static void guest_advance(struct sim_vm *vm)
     guest_read(vm);
     mock_engine_step(&vm->engine, now - vm->last_ns, klp_wall_ns(vm->base.env));
     vm->last_ns = now;
+    if (!vm->engine.state->frozen)
+        only_copy_check(vm);
     guest_write(vm);
     console_put(vm, vm->engine.console);
     vm->engine.console[0] = 0;
@@ -353,6 +375,7 @@ static void vm_destroy(struct klp_hypervisor *base)
     if (vm->fd >= 0)
         close(vm->fd);
     klp_handle_close(base->env, vm->base_memory);
+    klp_list_remove(&vm->link);
     klp_mem_free(vm);
 }
 
@@ -380,5 +403,6 @@ struct klp_hypervisor *sim_hypervisor_create(struct klp_env *env)
     vm->base_memory = KLP_NO_HANDLE;
     vm->fd = -1;
     sim_source_init(&vm->changed);
+    klp_list_append(&sim_world->vms, &vm->link);
     return &vm->base;
 }

@@ -82,14 +82,24 @@ static bool host_open(struct host *host, uint32_t index, const char *name,
     return !failed("opening a node", outcome, error);
 }
 
-static void host_close(struct host *host)
+static bool leftover(void *arg, const char *name)
+{
+    const struct host *host = arg;
+    sim_fail(SIM_SAFETY, "node %s leaves the folder of VM %s behind", host->peer->env->name, name);
+    return true;
+}
+
+/* stop: with its agents; else their keepers go on. */
+static void host_close(struct host *host, bool stop)
 {
     struct sim_domain *before = sim_domain_enter(host->domain);
     struct kelpie_op op = klp_op_plain(host->env, OP_MS);
     host->peer->node = NULL;
     while (host->peer->calls > 0)
         sim_wait_source(&host->peer->idle, SIM_NEVER, "requests to end");
-    klp_node_close(&op, host->node, true);
+    klp_node_close(&op, host->node, stop);
+    if (stop)
+        KLP_IGNORE(klp_dir_list(host->vms_dir, leftover, host, NULL));
     klp_vm_factory_destroy(host->factory);
     klp_registry_destroy(host->registry);
     klp_store_destroy(host->store);
@@ -130,7 +140,9 @@ static bool exec_on(struct host *host, const char *agent, const char *const *arg
     sim_domain_enter(before);
     if (failed(argv[0], outcome, error))
         return false;
-    sim_note("exec", "%s on %s: %d %s", argv[0], agent, (int)status.exit_code, out->text);
+    size_t line = strcspn(out->text, "\n");
+    sim_note("exec", "%s on %s: %d %.*s", argv[0], agent, (int)status.exit_code, (int)line,
+             out->text);
     if (status.exit_code != 0)
         sim_fail(SIM_SAFETY, "%s in %s ended with %d: %s", argv[0], agent, (int)status.exit_code,
                  out->text);
@@ -279,6 +291,32 @@ static bool rest_and_fork(struct host *host, const char *agent)
     return true;
 }
 
+static uint64_t count_of(struct host *host, const char *agent)
+{
+    const char *const argv[] = {"@count", NULL};
+    struct collected out;
+    uint64_t count = 0;
+    if (exec_on(host, agent, argv, &out))
+        KLP_IGNORE(klp_parse_u64(out.text, strcspn(out.text, "\n"), &count));
+    return count;
+}
+
+/* A daemon that goes and comes back finds its agents running: they never noticed. */
+static bool daemon_restart(struct host *host, uint32_t index, const char *name,
+                           struct sim_registry_rows *rows, const char *agent)
+{
+    uint64_t before = count_of(host, agent);
+    host_close(host, false);
+    sim_park(sim_world->now_ns + 3 * KLP_SECOND, "a daemon's restart");
+    if (!host_open(host, index, name, rows) || !memory_is_whole(host, agent))
+        return false;
+    uint64_t after = count_of(host, agent);
+    if (after < before + 2500) /* one a millisecond */
+        sim_fail(SIM_SAFETY, "%s stood still while its daemon was away: %llu, then %llu", agent,
+                 (unsigned long long)before, (unsigned long long)after);
+    return after >= before + 2500;
+}
+
 void sim_scenario_teleport(void *arg)
 {
     struct host a, b;
@@ -287,9 +325,10 @@ void sim_scenario_teleport(void *arg)
     if (!host_open(&a, 0, "a", rows) || !host_open(&b, 1, "b", rows))
         return;
     if (!agent_create(&a, "agent") || !there_and_back(&a, &b, "agent") ||
-        !rest_and_fork(&a, "agent") || !agent_do(&a, "remove", "agent"))
+        !rest_and_fork(&a, "agent") || !daemon_restart(&a, 0, "a", rows, "agent") ||
+        !agent_do(&a, "remove", "agent"))
         return;
-    host_close(&b);
-    host_close(&a);
+    host_close(&b, true);
+    host_close(&a, true);
     sim_registry_rows_destroy(rows);
 }

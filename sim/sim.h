@@ -104,7 +104,7 @@ struct sim {
     uint64_t sequence, events;
     struct sim_event *heap;
     size_t heap_count, heap_capacity;
-    struct klp_list fibers, domains, listeners;
+    struct klp_list fibers, domains, listeners, vms;
     uint32_t fiber_count, domain_count, pid_count;
     struct sim_fiber *current;
     struct sim_domain *world_domain;

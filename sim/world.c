@@ -120,6 +120,7 @@ static void world_begin(struct sim *world, uint64_t seed, FILE *trace)
     klp_list_init(&world->fibers);
     klp_list_init(&world->domains);
     klp_list_init(&world->listeners);
+    klp_list_init(&world->vms);
     world->world_domain = sim_domain_create(UINT32_MAX, "world");
     world->root = sim_root_create();
     sim_fold(seed);
