@@ -14,6 +14,7 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+#pragma GCC visibility push(default)
 
 /* X(NAME, name on the wire, text, default remedy or "", HTTP status, exit status of `kelpie`) */
 #define KELPIE_ERROR_MAP(X)                                                                        \
@@ -92,6 +93,7 @@ int kelpie_code_exit(enum kelpie_code code);
 /* KELPIE_E_INTERNAL for a name that is not in the list. */
 enum kelpie_code kelpie_code_from_name(const char *name);
 
+#pragma GCC visibility pop
 #ifdef __cplusplus
 }
 #endif

@@ -12,6 +12,7 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+#pragma GCC visibility push(default)
 
 struct kelpie_op;
 struct kelpie_vm;
@@ -139,6 +140,7 @@ KELPIE_MUST_USE kelpie_outcome kelpie_vm_get(const struct kelpie_op *op, struct 
 /* The last console bytes, also of a crashed VM; <= capacity, NUL-terminated. */
 void kelpie_vm_console(const struct kelpie_op *op, struct kelpie_vm *vm, char *out, size_t capacity);
 
+#pragma GCC visibility pop
 #ifdef __cplusplus
 }
 #endif
