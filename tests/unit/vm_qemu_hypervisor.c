@@ -349,6 +349,34 @@ static void test_vm_qemu_hypervisor__tells_a_power_off_from_a_panic(void **state
     bench_close(&bench);
 }
 
+static bool process_says(pid_t pid, const char *file, const char *text)
+{
+    char path[64], line[512];
+    bool found = false;
+    klp_format(path, sizeof(path), "/proc/%d/%s", (int)pid, file);
+    FILE *stream = fopen(path, "re");
+    assert_non_null(stream);
+    while (!found && fgets(line, sizeof(line), stream) != NULL)
+        found = strstr(line, text) != NULL;
+    fclose(stream);
+    return found;
+}
+
+/* No huge pages: a fault of a lazily restored guest would read 2 MiB. No privileges, few calls. */
+static void test_vm_qemu_hypervisor__runs_under_its_filters(void **state)
+{
+    struct bench bench;
+    bench_open(&bench, state);
+    bench_incoming(&bench, KLP_NO_HANDLE);
+    pid_t pid = (pid_t)bench.hypervisor->ops->pid(bench.hypervisor);
+    assert_true(process_says(pid, "smaps", "kelpie-zeros"));
+    assert_true(process_says(pid, "smaps", "VmFlags"));
+    assert_false(process_says(pid, "smaps", " hg"));
+    assert_true(process_says(pid, "status", "NoNewPrivs:\t1"));
+    assert_true(process_says(pid, "status", "Seccomp:\t2"));
+    bench_close(&bench);
+}
+
 static void test_vm_qemu_hypervisor__a_killed_one_is_gone(void **state)
 {
     struct bench bench;
@@ -500,6 +528,7 @@ int main(int argc, char **argv)
         KIT_TEST(test_vm_qemu_hypervisor__input_during_a_capture_tears_nothing),
         KIT_TEST(test_vm_qemu_hypervisor__stands_still_when_stopped_or_frozen),
         KIT_TEST(test_vm_qemu_hypervisor__tells_a_power_off_from_a_panic),
+        KIT_TEST(test_vm_qemu_hypervisor__runs_under_its_filters),
         KIT_TEST(test_vm_qemu_hypervisor__a_killed_one_is_gone),
         KIT_TEST(test_vm_qemu_hypervisor__dies_with_its_parent),
         KIT_TEST(test_vm_qemu_hypervisor__refuses_a_damaged_state),
