@@ -35,7 +35,7 @@ need-deps:
 	@tools/deps.sh --check || tools/deps.sh
 
 demo: need-deps all
-	@if [ -x tools/demo ]; then tools/demo $(BUILD); \
+	@if [ -f tools/demo.py ]; then KELPIE_BUILD=$(abspath $(BUILD)) $(PYTHON) tools/demo.py; \
 	elif [ -x $(BUILD)/kelpie ] && $(BUILD)/kelpie --help | grep -qw demo; then $(BUILD)/kelpie demo; \
 	else echo "demo: there is none yet" >&2; exit 2; fi
 
