@@ -67,7 +67,12 @@ static bool verb_unknown(const struct parser *parser, const char *text, struct k
     const char *near = NULL;
     size_t best = SUGGEST_DISTANCE_MAX + 1;
     for (const struct cli_verb *verb = parser->verbs; verb->name != NULL; verb++) {
-        size_t far = distance(text, verb->name);
+        size_t far = distance(text, verb->name), group = strcspn(verb->name, " ");
+        if (verb->name[group] == ' ') { /* a group, by its own name */
+            char name[VERB_NAME_MAX];
+            klp_format(name, sizeof(name), "%.*s", (int)group, verb->name);
+            far = distance(text, name);
+        }
         if (verb->summary != NULL && far < best) {
             best = far;
             near = verb->name;
@@ -75,7 +80,7 @@ static bool verb_unknown(const struct parser *parser, const char *text, struct k
     }
     KLP_IGNORE(klp_refuse(err, KELPIE_E_INVALID, "there is no verb '%.*s'", VERB_NAME_MAX, text));
     if (near != NULL)
-        klp_error_remedy_set(err, "kelpie %s", near);
+        klp_error_remedy_set(err, "kelpie %.*s --help", (int)strcspn(near, " "), near);
     return false;
 }
 

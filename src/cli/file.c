@@ -125,8 +125,11 @@ kelpie_outcome cli_inspect_file(struct cli *cli, const char *path, struct kelpie
     bool piped = strcmp(path, "-") == 0;
     int fd = piped ? STDIN_FILENO : open(path, O_RDONLY | O_CLOEXEC);
     (void)cli; /* people get the same document */
-    if (fd < 0)
-        return klp_posix_fail(err, errno, "cannot open '%s'", path);
+    if (fd < 0) {
+        kelpie_outcome outcome = klp_posix_fail(err, errno, "cannot open '%s'", path);
+        klp_error_remedy_set(err, "ls -l %s", path);
+        return outcome;
+    }
     bool fine = file_read(fd, path, file, err);
     if (!piped)
         close(fd);

@@ -18,6 +18,7 @@
 
 #define FRAME_HEADER 8
 #define INTERRUPT_GRACE_MS 2000
+#define SIGNAL_TWICE_NS 250000000ull
 
 struct stream {
     struct cli *cli;
@@ -26,6 +27,7 @@ struct stream {
     struct klp_buf out;
     bool stdin_open, ended;
     unsigned signals; /* that ask for an end */
+    uint64_t signal_ns;
     int last_signal;
     uint64_t give_up_ns; /* after a signal to a process that stays; 0 = never */
     int signal_fd;
@@ -137,8 +139,13 @@ static kelpie_outcome signal_take(struct stream *stream, struct kelpie_error **e
     if (!stream->asked->passes_signals)
         return klp_fail(err, KELPIE_E_CANCELLED, "interrupted by signal %d", number);
     if (stream->asked->is_log) {
-        if (++stream->signals > 1)
+        /* One key press may come as two signals, to the process and to its group. */
+        bool again = stream->signals > 0 && http_now_ns() - stream->signal_ns > SIGNAL_TWICE_NS;
+        if (again)
             return klp_fail(err, KELPIE_E_CANCELLED, "interrupted twice");
+        if (stream->signals++ > 0)
+            return KLP_OK;
+        stream->signal_ns = http_now_ns();
         stream->give_up_ns = http_now_ns() + INTERRUPT_GRACE_MS * 1000000ull;
         agent_signal(stream, number);
         return KLP_OK;
@@ -173,6 +180,8 @@ static bool write_fd(int fd, const uint8_t *data, size_t size, struct kelpie_err
         } else if (put < 0 && errno == EAGAIN) {
             struct pollfd item = {.fd = fd, .events = POLLOUT};
             poll(&item, 1, -1);
+        } else if (put < 0 && errno == EPIPE) {
+            return klp_refuse(err, KELPIE_E_IO, "nobody reads the output any more");
         } else if (put < 0 && errno != EINTR) {
             return klp_posix_refuse(err, errno, "cannot write the command's output");
         }

@@ -25,6 +25,8 @@ bool cli_write(const void *data, size_t size, struct kelpie_error **err)
         if (put < 0 && errno == EAGAIN) {
             struct pollfd item = {.fd = STDOUT_FILENO, .events = POLLOUT};
             poll(&item, 1, -1);
+        } else if (put < 0 && errno == EPIPE) {
+            return klp_refuse(err, KELPIE_E_IO, "nobody reads the output any more");
         } else if (put < 0 && errno != EINTR) {
             return klp_posix_refuse(err, errno, "cannot write to standard output");
         }
