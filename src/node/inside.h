@@ -70,8 +70,8 @@ struct operation {
 };
 
 struct arrival_slot {
-    char move_id[KLP_ID_SIZE]; /* "" = free */
-    struct klp_arrival *arrival;
+    char move_id[KLP_ID_SIZE], agent_id[KLP_ID_SIZE];
+    struct klp_arrival *arrival; /* NULL = free */
 };
 
 struct klp_node {
@@ -212,6 +212,8 @@ void event_post(struct klp_node *node, const char *type, const char *agent, cons
     KLP_PRINTF(4, 5);
 KELPIE_MUST_USE kelpie_outcome recover(const struct kelpie_op *op, struct klp_node *node,
                                        struct kelpie_error **err);
+/* The prepared place of a move, out of the table; NULL = none. */
+struct klp_arrival *arrival_take(struct klp_node *node, const char *move_id);
 /* Tells a VM's keeper whose VM it is. */
 KELPIE_MUST_USE kelpie_outcome meta_put(const struct kelpie_op *op, struct kelpie_vm *vm,
                                         const char *agent_id, struct kelpie_error **err);

@@ -226,7 +226,7 @@ static bool chore_is_stale(struct node_agent *agent, const struct chore *chore)
     return stale;
 }
 
-static void state_record(const struct kelpie_op *op, struct node_agent *agent,
+static bool state_record(const struct kelpie_op *op, struct node_agent *agent,
                          enum klp_agent_state state, const char *reason)
 {
     struct klp_agent_record next = agent->record;
@@ -234,10 +234,12 @@ static void state_record(const struct kelpie_op *op, struct node_agent *agent,
     next.state = state;
     next.move_id[0] = next.destination[0] = 0;
     klp_format(next.reason, sizeof(next.reason), "%s", reason);
-    if (!kelpie_is_ok(record_set(op, agent, &next, &error)))
+    bool fine = kelpie_is_ok(record_set(op, agent, &next, &error));
+    if (!fine)
         klp_log(op->env, KLP_LOG_WARN, "agent.record", "agent=%s state=%s error=%s", agent->name,
                 klp_agent_state_name(state), kelpie_error_message(error));
     klp_error_clear(&error);
+    return fine;
 }
 
 /* The last console lines are kept beside the log: they say why it died. */
@@ -250,26 +252,6 @@ static void console_save(const struct kelpie_op *op, struct node_agent *agent)
     kelpie_vm_console(op, agent->life->vm, console, sizeof(console));
     if (klp_dir_open_at(agent->node->agents_dir, agent->id, true, &dir, NULL))
         KLP_IGNORE(klp_file_write_all(dir, "console", console, strlen(console), NULL));
-}
-
-static void agent_died(const struct kelpie_op *op, struct node_agent *agent,
-                       const struct chore *chore)
-{
-    bool clean = kelpie_vm_state(agent->life->vm) == KELPIE_VM_STOPPED;
-    console_save(op, agent);
-    life_end(op, agent, false);
-    state_record(op, agent, clean ? KLP_AGENT_STOPPED : KLP_AGENT_CRASHED, chore->text);
-}
-
-static void agent_finished(const struct kelpie_op *op, struct node_agent *agent,
-                           const struct chore *chore)
-{
-    console_save(op, agent);
-    life_end(op, agent, false);
-    state_record(op, agent, KLP_AGENT_STOPPED, chore->text);
-    if (agent->remove_at_end &&
-        kelpie_is_ok(klp_registry_delete(op, agent->node->host.registry, &agent->record, NULL)))
-        agent_forget(agent);
 }
 
 /* The registry gave the agent to somebody else while its VM was here and no move was under way. */
@@ -288,6 +270,29 @@ static void agent_lost(const struct kelpie_op *op, struct node_agent *agent)
     event_post(agent->node, "agent.lost", agent->name, "node '%s' owns it now", record.owner);
     life_end(op, agent, false);
     agent_forget(agent);
+}
+
+static void agent_died(const struct kelpie_op *op, struct node_agent *agent,
+                       const struct chore *chore)
+{
+    bool clean = kelpie_vm_state(agent->life->vm) == KELPIE_VM_STOPPED;
+    console_save(op, agent);
+    life_end(op, agent, false);
+    /* Dead in the middle of a move: either the record is still ours to say so, or the destination
+     * has it. */
+    if (!state_record(op, agent, clean ? KLP_AGENT_STOPPED : KLP_AGENT_CRASHED, chore->text))
+        agent_lost(op, agent);
+    KLP_IGNORE(klp_dir_remove(agent->node->notes_dir, agent->id, NULL));
+}
+
+static void agent_finished(const struct kelpie_op *op, struct node_agent *agent,
+                           const struct chore *chore)
+{
+    console_save(op, agent);
+    life_end(op, agent, false);
+    if (state_record(op, agent, KLP_AGENT_STOPPED, chore->text) && agent->remove_at_end &&
+        kelpie_is_ok(klp_registry_delete(op, agent->node->host.registry, &agent->record, NULL)))
+        agent_forget(agent);
 }
 
 static void chore_do(struct klp_node *node, const struct chore *chore)
@@ -364,6 +369,34 @@ static void lease_renew(const struct kelpie_op *op, struct node_agent *agent, st
     klp_error_clear(&error);
 }
 
+/* Places prepared for moves that came to nothing: their records say so. */
+static void arrivals_expire(const struct kelpie_op *op, struct klp_node *node)
+{
+    for (size_t i = 0; i < NODE_ARRIVALS_MAX; i++) {
+        char agent_id[KLP_ID_SIZE] = "", move_id[KLP_ID_SIZE] = "";
+        KLP_LOCKED (node->mutex) {
+            if (node->arrivals[i].arrival != NULL) {
+                klp_text_copy(agent_id, sizeof(agent_id), node->arrivals[i].agent_id);
+                klp_text_copy(move_id, sizeof(move_id), node->arrivals[i].move_id);
+            }
+        }
+        struct klp_agent_record record;
+        if (agent_id[0] == 0)
+            continue;
+        struct kelpie_error *error = NULL;
+        bool over = false;
+        if (kelpie_is_ok(klp_registry_get(op, node->host.registry, agent_id, &record, &error))) {
+            over = record.state != KLP_AGENT_MOVING || strcmp(record.move_id, move_id) != 0;
+            klp_agent_record_finish(&record);
+        } else {
+            over = kelpie_error_code(error) == KELPIE_E_NOT_FOUND;
+        }
+        klp_error_clear(&error);
+        if (over)
+            klp_arrival_drop(op, arrival_take(node, move_id));
+    }
+}
+
 /* The agents that have a VM here, referenced, with their lives borrowed. */
 static size_t lives_borrow(struct klp_node *node, struct life **out, size_t capacity)
 {
@@ -418,6 +451,7 @@ void lease_run(void *arg)
             lease_renew(&op, lives[i]->agent, lives[i]);
             life_return(lives[i]);
         }
+        arrivals_expire(&op, node);
         next_ns += period_ns;
         if (next_ns < klp_boot_ns(env))
             next_ns = klp_boot_ns(env); /* the host slept */

@@ -587,7 +587,7 @@ static kelpie_outcome peer_preflight(const struct kelpie_op *op, struct klp_node
     return KLP_OK;
 }
 
-static struct klp_arrival *arrival_take(struct klp_node *node, const char *move_id)
+struct klp_arrival *arrival_take(struct klp_node *node, const char *move_id)
 {
     struct klp_arrival *arrival = NULL;
     KLP_LOCKED (node->mutex) {
@@ -615,6 +615,7 @@ static kelpie_outcome peer_prepare(const struct kelpie_op *op, struct klp_node *
             if (kept) {
                 slot->arrival = arrival;
                 klp_text_copy(slot->move_id, sizeof(slot->move_id), request->move_id);
+                klp_text_copy(slot->agent_id, sizeof(slot->agent_id), request->agent);
             }
         }
     }

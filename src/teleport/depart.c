@@ -306,6 +306,17 @@ static kelpie_outcome release(const struct kelpie_op *op, struct move *move,
                     move->departure->destination->name, move->departure->identity->name);
 }
 
+/* A courtesy: the destination finds out by the registry, too. */
+static void cancel_tell(const struct kelpie_op *op, const struct move *move)
+{
+    struct klp_peer_request message;
+    struct klp_peer_answer answer;
+    struct kelpie_op brief = klp_op_cleanup(op, 2000);
+    request_fill(move->host, move->departure, move->id, &message);
+    KLP_IGNORE(klp_peer_ask(&brief, move->departure->destination->endpoint, "cancel", &message,
+                            &answer, NULL));
+}
+
 kelpie_outcome klp_teleport_send(const struct kelpie_op *op, struct klp_host *host,
                                  const struct klp_departure *departure,
                                  struct klp_departure_result *out, struct kelpie_error **err)
@@ -331,6 +342,7 @@ kelpie_outcome klp_teleport_send(const struct kelpie_op *op, struct klp_host *ho
         out->blackout_ns = klp_boot_ns(op->env) - move.quiet_since_ns;
         return KLP_OK;
     }
+    cancel_tell(op, &move);
     klp_error_move(err, &error);
     return kelpie_is_ok(undone) ? outcome : undone;
 }
