@@ -25,13 +25,15 @@ struct klp_hypervisor_exit {
 struct klp_hypervisor_ops {
     const char *name;
     /* Starts the process. COLD: it begins to run at once unless held. INCOMING: it waits for load.
-     * base: none = all zero. Handles stay the caller's. */
+     * base: none = all zero. Handles stay the caller's. FAIL: as if it had never been called. */
     kelpie_outcome (*spawn)(const struct kelpie_op *, struct klp_hypervisor *, enum klp_spawn_mode,
                             const struct klp_machine *, struct klp_handle base,
                             const struct klp_handle *files, size_t file_count, struct kelpie_error **);
     /* Lays overlays over the base, loads the device state; the guest stands still. */
     kelpie_outcome (*load)(const struct kelpie_op *, struct klp_hypervisor *, struct klp_handle device_state,
                            const struct klp_handle *overlays, size_t overlay_count, struct kelpie_error **);
+    /* FAIL: the guest is as it was before, or will be as soon as its process runs again (an order
+     * that was not answered must not take effect later, when nobody thinks of it). */
     kelpie_outcome (*stop)(const struct kelpie_op *, struct klp_hypervisor *, struct kelpie_error **);
     kelpie_outcome (*cont)(const struct kelpie_op *, struct klp_hypervisor *, struct kelpie_error **);
     /* Cannot be refused, does not wait: SIGSTOP / SIGCONT of the process. */
@@ -55,9 +57,13 @@ struct klp_keeper_options {
     struct klp_hypervisor *hypervisor;
     uint64_t orphan_ms;           /* an EMPTY or DEAD keeper that nobody talks to ends after this long */
     int64_t pid;                  /* of this process, for STATUS */
+    void (*ready)(void *arg);     /* called once it listens; NULL = nobody waits for that */
+    void *ready_arg;
 };
 /* Serves until EXIT is ordered, or the hypervisor is dead and nobody asked for orphan_ms. The VM starts out
- * fenced: it runs only once a LEASE came. Kills the hypervisor on every way out. */
+ * fenced: it runs only once a LEASE came. Kills the hypervisor on every way out, and removes what lies
+ * in the VM's folder. What a fenced VM cannot do (its process does not run): be held when it was not held
+ * before, be captured: STATE. A RELEASE takes effect with the LEASE that ends the fence. */
 KELPIE_MUST_USE kelpie_outcome klp_keeper_serve(struct klp_env *env,
                                                 const struct klp_keeper_options *options,
                                                 struct kelpie_error **err);

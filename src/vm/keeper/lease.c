@@ -8,46 +8,40 @@ bool keeper_fence_apply(struct keeper *keeper)
     bool live = keeper->state == KLP_KEEPER_LIVE;
     bool over = klp_boot_ns(keeper->env) >= keeper->fence_at_ns;
     bool fenced = (keeper->holds & KLP_HOLD_FENCE) != 0;
-    if (over && !fenced) {
-        keeper->holds |= KLP_HOLD_FENCE;
+    if (over == fenced)
+        return false;
+    if (over) {
         if (live)
             keeper->hypervisor->ops->freeze(keeper->hypervisor);
-        return true;
-    }
-    if (!over && fenced) {
+        keeper->holds |= KLP_HOLD_FENCE;
+    } else {
         keeper->holds &= ~(uint32_t)KLP_HOLD_FENCE;
         if (live)
             keeper->hypervisor->ops->unfreeze(keeper->hypervisor);
-        return true;
     }
-    return false;
+    klp_cond_wake(keeper->changed);
+    return true;
 }
 
 void keeper_lease_run(void *arg)
 {
     struct keeper *keeper = arg;
+    klp_mutex_lock(keeper->mutex);
     while (!klp_cancel_is_raised(keeper->cancel)) {
-        bool changed = false;
-        uint64_t next_ns = KLP_NO_DEADLINE;
-        KLP_LOCKED (keeper->mutex) {
-            changed = keeper_fence_apply(keeper);
-            if ((keeper->holds & KLP_HOLD_FENCE) == 0)
-                next_ns = keeper->fence_at_ns;
-            if (changed)
-                klp_cond_wake(keeper->changed);
-        }
-        if (changed) {
-            klp_point(keeper->env, "keeper.lease");
+        if (keeper_fence_apply(keeper)) {
+            klp_mutex_unlock(keeper->mutex);
+            klp_log(keeper->env, KLP_LOG_WARN, "keeper.fenced", "why=lease-over");
+            klp_point(keeper->env, "keeper.fenced");
             keeper_notify(keeper);
+            klp_mutex_lock(keeper->mutex);
+            continue;
         }
-        struct kelpie_op op = {
-            .env = keeper->env, .deadline_ns = next_ns, .cancel = keeper->cancel};
-        KLP_LOCKED (keeper->mutex) {
-            /* A renewal wakes this; so does the end. */
-            bool same = next_ns == ((keeper->holds & KLP_HOLD_FENCE) != 0 ? KLP_NO_DEADLINE
-                                                                          : keeper->fence_at_ns);
-            if (same)
-                KLP_IGNORE(klp_cond_wait(&op, keeper->changed, keeper->mutex, NULL));
-        }
+        bool fenced = (keeper->holds & KLP_HOLD_FENCE) != 0;
+        struct kelpie_op op = {.env = keeper->env,
+                               .deadline_ns = fenced ? KLP_NO_DEADLINE : keeper->fence_at_ns,
+                               .cancel = keeper->cancel};
+        /* A renewal wakes this, and so does the end. */
+        KLP_IGNORE(klp_cond_wait(&op, keeper->changed, keeper->mutex, NULL));
     }
+    klp_mutex_unlock(keeper->mutex);
 }

@@ -25,14 +25,20 @@ static kelpie_outcome state_need(struct keeper *keeper, enum klp_keeper_state st
     return now == state ? KLP_OK : wrong_state(keeper, verb, err);
 }
 
+static bool holds_stop(uint32_t holds)
+{
+    return (holds & ~(uint32_t)KLP_HOLD_FENCE) != 0;
+}
+
 /* Makes the hypervisor stand still or run, as the holds say. The busy mark is held. */
 static kelpie_outcome holds_apply(const struct kelpie_op *op, struct keeper *keeper,
                                   struct kelpie_error **err)
 {
     bool wanted = false, stopped = false;
     KLP_LOCKED (keeper->mutex) {
-        wanted = (keeper->holds & ~(uint32_t)KLP_HOLD_FENCE) != 0;
+        wanted = holds_stop(keeper->holds);
         stopped = keeper->stopped;
+        keeper->behind = false;
     }
     if (wanted == stopped)
         return KLP_OK;
@@ -44,6 +50,46 @@ static kelpie_outcome holds_apply(const struct kelpie_op *op, struct keeper *kee
     }
     klp_point(op->env, wanted ? "keeper.held" : "keeper.released");
     return KLP_OK;
+}
+
+static kelpie_outcome spawn_begin(struct keeper *keeper, struct kelpie_error **err)
+{
+    bool ending = false;
+    KLP_TRY(state_need(keeper, KLP_KEEPER_EMPTY, "spawn", err));
+    KLP_LOCKED (keeper->mutex) {
+        ending = keeper->ending;
+        keeper->spawning = !ending;
+    }
+    return ending ? klp_fail(err, KELPIE_E_STATE, "cannot spawn: the keeper is about to end")
+                  : KLP_OK;
+}
+
+/* Somebody must learn of its end: without a task for that it is not left alive. */
+static kelpie_outcome spawn_watch(struct keeper *keeper, struct kelpie_error **err)
+{
+    if (klp_task_spawn(keeper->env, "hv-wait", keeper_wait_run, keeper, &keeper->wait_task, err))
+        return KLP_OK;
+    keeper->wait_task = NULL;
+    keeper->hypervisor->ops->kill(keeper->hypervisor);
+    keeper_wait_run(keeper);
+    return (kelpie_outcome){KELPIE_FAIL};
+}
+
+static void spawn_note(struct keeper *keeper, enum klp_spawn_mode mode, struct klp_handle base,
+                       struct klp_bytes machine)
+{
+    KLP_LOCKED (keeper->mutex) {
+        keeper->base = base;
+        keeper->state = mode == KLP_SPAWN_COLD ? KLP_KEEPER_LIVE : KLP_KEEPER_SPAWNED;
+        keeper->stopped = mode == KLP_SPAWN_INCOMING;
+        keeper->spawned = true;
+        keeper->spawning = false;
+        klp_buf_clear(&keeper->machine);
+        klp_buf_append(&keeper->machine, machine.data, machine.size);
+        if (mode == KLP_SPAWN_COLD && (keeper->holds & KLP_HOLD_FENCE) != 0)
+            keeper->hypervisor->ops->freeze(keeper->hypervisor);
+        klp_cond_wake(keeper->changed);
+    }
 }
 
 static kelpie_outcome order_spawn(const struct kelpie_op *op, struct keeper *keeper,
@@ -61,11 +107,15 @@ static kelpie_outcome order_spawn(const struct kelpie_op *op, struct keeper *kee
     KLP_REQUIRE(klp_field_u64(frame->fields, KLP_KTAG_MODE, 0, &mode, err));
     if (mode != KLP_SPAWN_COLD && mode != KLP_SPAWN_INCOMING)
         return klp_fail(err, KELPIE_E_PROTOCOL, "SPAWN in mode %llu", (unsigned long long)mode);
-    KLP_TRY(state_need(keeper, KLP_KEEPER_EMPTY, "spawn", err));
     struct klp_handle base = KLP_NO_HANDLE;
     if (has_base) {
         KLP_REQUIRE(klp_memory_check(op->env, handles[0], machine.memory_bytes, err));
         KLP_REQUIRE(klp_handle_copy(op->env, handles[0], &base, err));
+    }
+    kelpie_outcome begun = spawn_begin(keeper, err);
+    if (!kelpie_is_ok(begun)) {
+        klp_handle_close(op->env, base);
+        return begun;
     }
     size_t skip = has_base ? 1 : 0;
     kelpie_outcome outcome =
@@ -73,20 +123,14 @@ static kelpie_outcome order_spawn(const struct kelpie_op *op, struct keeper *kee
                                        base, handles + skip, handle_count - skip, err);
     if (!kelpie_is_ok(outcome)) {
         klp_handle_close(op->env, base);
+        KLP_LOCKED (keeper->mutex) {
+            keeper->spawning = false;
+            klp_cond_wake(keeper->changed);
+        }
         return outcome;
     }
-    KLP_LOCKED (keeper->mutex) {
-        keeper->base = base;
-        keeper->state = mode == KLP_SPAWN_COLD ? KLP_KEEPER_LIVE : KLP_KEEPER_SPAWNED;
-        keeper->stopped = mode == KLP_SPAWN_INCOMING;
-        keeper->spawned = true;
-        klp_buf_clear(&keeper->machine);
-        klp_buf_append(&keeper->machine, bytes.data, bytes.size);
-        if (mode == KLP_SPAWN_COLD && (keeper->holds & KLP_HOLD_FENCE) != 0)
-            keeper->hypervisor->ops->freeze(keeper->hypervisor);
-    }
-    KLP_REQUIRE(
-        klp_task_spawn(op->env, "hv-wait", keeper_wait_run, keeper, &keeper->wait_task, err));
+    spawn_note(keeper, (enum klp_spawn_mode)mode, base, bytes);
+    KLP_TRY(spawn_watch(keeper, err));
     klp_field_append_u64(&answer->fields, KLP_KTAG_PID,
                          (uint64_t)keeper->hypervisor->ops->pid(keeper->hypervisor));
     klp_point(op->env, "keeper.spawned");
@@ -115,21 +159,38 @@ static kelpie_outcome order_load(const struct kelpie_op *op, struct keeper *keep
     return KLP_OK;
 }
 
+static kelpie_outcome fence_refuses(const char *verb, struct kelpie_error **err)
+{
+    return klp_fail(err, KELPIE_E_STATE,
+                    "cannot %s: the guest's lease is over, and has to be renewed first", verb);
+}
+
+/* Under a fence the hypervisor's process takes no orders. One that stands still already can be held
+ * and let go in the books alone; one that does not would run on for moments when the fence ends. */
 static kelpie_outcome order_holds(const struct kelpie_op *op, struct keeper *keeper,
                                   const struct klp_keeper_frame *frame, bool add,
                                   struct keeper_answer *answer, struct kelpie_error **err)
 {
     uint64_t reasons;
     uint32_t before = 0, after = 0;
+    bool fenced = false, refused = false;
     KLP_REQUIRE(klp_field_u64(frame->fields, KLP_KTAG_HOLDS, 0, &reasons, err));
     reasons &= KLP_HOLD_USER | KLP_HOLD_SNAPSHOT | KLP_HOLD_HANDOFF |
                KLP_HOLD_RESTORE; /* FENCE is the clock's alone */
     KLP_TRY(state_need(keeper, KLP_KEEPER_LIVE, add ? "hold" : "release", err));
     KLP_LOCKED (keeper->mutex) {
         before = keeper->holds;
-        keeper->holds = add ? before | (uint32_t)reasons : before & ~(uint32_t)reasons;
+        after = add ? before | (uint32_t)reasons : before & ~(uint32_t)reasons;
+        fenced = (before & KLP_HOLD_FENCE) != 0;
+        refused = fenced && holds_stop(after) && !keeper->stopped;
+        if (!refused)
+            keeper->holds = after;
+        if (fenced)
+            keeper->behind = holds_stop(keeper->holds) != keeper->stopped;
     }
-    kelpie_outcome outcome = holds_apply(op, keeper, err);
+    if (refused)
+        return fence_refuses("hold", err);
+    kelpie_outcome outcome = fenced ? KLP_OK : holds_apply(op, keeper, err);
     KLP_LOCKED (keeper->mutex) {
         if (!kelpie_is_ok(
                 outcome)) /* what was asked for did not happen: only these reasons go back */
@@ -140,39 +201,61 @@ static kelpie_outcome order_holds(const struct kelpie_op *op, struct keeper *kee
     return outcome;
 }
 
-static kelpie_outcome order_lease(struct keeper *keeper, const struct klp_keeper_frame *frame,
-                                  struct kelpie_error **err)
+/* What was let go under the fence runs from now on. Not a renewal's business otherwise: a LEASE
+ * never waits behind another order. */
+static kelpie_outcome holds_catch_up(const struct kelpie_op *op, struct keeper *keeper,
+                                     struct kelpie_error **err)
 {
-    uint64_t epoch, fence_at;
-    bool lower = false, changed = false;
+    KLP_TRY(keeper_busy_take(op, keeper, err));
+    kelpie_outcome outcome = holds_apply(op, keeper, err);
+    if (!kelpie_is_ok(outcome)) {
+        KLP_LOCKED (keeper->mutex) {
+            keeper->behind = true; /* the next LEASE tries again */
+        }
+    }
+    keeper_busy_give(keeper);
+    return klp_wrap(err, outcome, "leased, but it could not be let go on");
+}
+
+static kelpie_outcome order_lease(const struct kelpie_op *op, struct keeper *keeper,
+                                  const struct klp_keeper_frame *frame, struct kelpie_error **err)
+{
+    uint64_t epoch, fence_at, known = 0;
+    bool lower = false, changed = false, behind = false;
     KLP_REQUIRE(klp_field_u64(frame->fields, KLP_KTAG_EPOCH, 0, &epoch, err));
     KLP_REQUIRE(klp_field_u64(frame->fields, KLP_KTAG_FENCE_AT_NS, 0, &fence_at, err));
     KLP_LOCKED (keeper->mutex) {
-        lower = keeper->lease_given && epoch < keeper->epoch;
+        known = keeper->epoch;
+        lower = keeper->lease_given && epoch < known;
         if (!lower) {
             keeper->lease_given = true;
             keeper->epoch = epoch;
             keeper->fence_at_ns = fence_at;
             changed = keeper_fence_apply(keeper);
+            behind = keeper->behind && (keeper->holds & KLP_HOLD_FENCE) == 0;
             klp_cond_wake(keeper->changed); /* the lease task looks at the new time */
         }
     }
-    if (changed)
-        keeper_notify(keeper);
     if (lower)
         return klp_fail(err, KELPIE_E_DENIED, "lease of epoch %llu is older than epoch %llu",
-                        (unsigned long long)epoch, (unsigned long long)keeper->epoch);
-    return KLP_OK;
+                        (unsigned long long)epoch, (unsigned long long)known);
+    klp_point(op->env, "keeper.lease");
+    if (changed)
+        keeper_notify(keeper);
+    return behind ? holds_catch_up(op, keeper, err) : KLP_OK;
 }
 
 static kelpie_outcome order_capture(const struct kelpie_op *op, struct keeper *keeper,
                                     struct keeper_answer *answer, struct kelpie_error **err)
 {
-    bool still = false;
+    bool still = false, fenced = false;
     KLP_TRY(state_need(keeper, KLP_KEEPER_LIVE, "capture", err));
     KLP_LOCKED (keeper->mutex) {
-        still = keeper->stopped && (keeper->holds & ~(uint32_t)KLP_HOLD_FENCE) != 0;
+        still = keeper->stopped && holds_stop(keeper->holds);
+        fenced = (keeper->holds & KLP_HOLD_FENCE) != 0;
     }
+    if (fenced)
+        return fence_refuses("capture", err);
     if (!still)
         return klp_fail(err, KELPIE_E_STATE, "cannot capture: the guest is not held");
     klp_point(op->env, "keeper.before-capture");
@@ -224,22 +307,18 @@ static void order_console(struct keeper *keeper, struct keeper_answer *answer)
     klp_mem_free(console);
 }
 
-static kelpie_outcome order_kill(const struct kelpie_op *op, struct keeper *keeper,
-                                 struct kelpie_error **err)
+/* The folder is empty before the answer: whoever gets it may remove the folder at once, and launch
+ * the next keeper in a new one of the same name. */
+static kelpie_outcome order_exit(const struct kelpie_op *op, struct keeper *keeper,
+                                 struct keeper_answer *answer, struct kelpie_error **err)
 {
-    bool spawned = false;
     KLP_LOCKED (keeper->mutex) {
-        spawned = keeper->spawned && keeper->state != KLP_KEEPER_DEAD;
+        keeper->ending = true;
     }
-    if (!spawned)
-        return KLP_OK;
-    keeper->hypervisor->ops->kill(keeper->hypervisor);
-    kelpie_outcome outcome = KLP_OK;
-    klp_mutex_lock(keeper->mutex);
-    while (keeper->state != KLP_KEEPER_DEAD && kelpie_is_ok(outcome))
-        outcome = klp_cond_wait(op, keeper->changed, keeper->mutex, err);
-    klp_mutex_unlock(keeper->mutex);
-    return outcome;
+    KLP_TRY(keeper_kill(op, keeper, err));
+    keeper_folder_clear(keeper);
+    answer->exit_after = true;
+    return KLP_OK;
 }
 
 /* Orders that make the hypervisor do something come one at a time. */
@@ -267,7 +346,7 @@ static kelpie_outcome order_do(const struct kelpie_op *op, struct keeper *keeper
     case KLP_KEEPER_RELEASE:
         return order_holds(op, keeper, frame, frame->type == KLP_KEEPER_HOLD, answer, err);
     case KLP_KEEPER_LEASE:
-        return order_lease(keeper, frame, err);
+        return order_lease(op, keeper, frame, err);
     case KLP_KEEPER_CAPTURE:
         return order_capture(op, keeper, answer, err);
     case KLP_KEEPER_GUEST:
@@ -284,10 +363,9 @@ static kelpie_outcome order_do(const struct kelpie_op *op, struct keeper *keeper
         }
         return KLP_OK;
     case KLP_KEEPER_KILL:
-        return order_kill(op, keeper, err);
+        return keeper_kill(op, keeper, err);
     case KLP_KEEPER_EXIT:
-        answer->exit_after = true;
-        return order_kill(op, keeper, err);
+        return order_exit(op, keeper, answer, err);
     default:
         return klp_fail(err, KELPIE_E_PROTOCOL, "no order has the number %u", frame->type);
     }

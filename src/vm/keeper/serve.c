@@ -7,7 +7,6 @@
 #include "vm/keeper/serve.h"
 
 #define ORDER_MS 120000 /* the longest an order may take; the client gives up earlier */
-#define IDLE_CHECK_MS 200
 
 kelpie_outcome keeper_busy_take(const struct kelpie_op *op, struct keeper *keeper,
                                 struct kelpie_error **err)
@@ -34,8 +33,8 @@ void keeper_busy_give(struct keeper *keeper)
 
 void keeper_status(struct keeper *keeper, struct klp_buf *out)
 {
-    int64_t pid = keeper->spawned ? keeper->hypervisor->ops->pid(keeper->hypervisor) : 0;
     KLP_LOCKED (keeper->mutex) {
+        int64_t pid = keeper->spawned ? keeper->hypervisor->ops->pid(keeper->hypervisor) : 0;
         klp_field_append_text(out, KLP_KTAG_VM, keeper->options->vm);
         klp_field_append_text(out, KLP_KTAG_BACKEND, keeper->hypervisor->ops->name);
         klp_field_append_u64(out, KLP_KTAG_STATE, keeper->state);
@@ -112,6 +111,18 @@ static kelpie_outcome answer_send(struct keeper_connection *connection, uint16_t
                          answer->handle_count, NULL);
 }
 
+/* What is no order gets an answer too, and then nothing more: the two sides are out of step. */
+static void nonsense_answer(struct keeper_connection *connection, struct kelpie_error *error)
+{
+    struct keeper_answer answer = {.fields = KLP_BUF_INIT(KLP_KEEPER_FRAME_MAX)};
+    klp_log(connection->keeper->env, KLP_LOG_WARN, "keeper.bad-order", "error=%s",
+            kelpie_error_message(error));
+    error_fields(error, &answer.fields);
+    KLP_IGNORE(answer_send(connection, KLP_KEEPER_ERROR, 0, &answer));
+    klp_buf_finish(&answer.fields);
+    kelpie_error_free(error);
+}
+
 /* One order. False = the connection is over. */
 static bool order_serve(struct keeper_connection *connection, const void *bytes, size_t size,
                         const struct klp_handle *handles, size_t handle_count)
@@ -121,9 +132,7 @@ static bool order_serve(struct keeper_connection *connection, const void *bytes,
     struct klp_keeper_frame frame;
     struct kelpie_error *error = NULL;
     if (!klp_keeper_frame_decode(bytes, size, &frame, &error)) {
-        klp_log(keeper->env, KLP_LOG_WARN, "keeper.bad-order", "error=%s",
-                kelpie_error_message(error));
-        klp_error_clear(&error);
+        nonsense_answer(connection, error);
         return false;
     }
     struct kelpie_op op = klp_op_plain(keeper->env, ORDER_MS);
@@ -153,6 +162,7 @@ static void connection_run(void *arg)
     struct keeper_connection *connection = arg;
     struct keeper *keeper = connection->keeper;
     uint8_t *bytes = klp_mem_alloc(KLP_KEEPER_FRAME_MAX);
+    struct kelpie_error *error = NULL;
     bool more = true;
     while (more) {
         struct klp_handle handles[KLP_KEEPER_HANDLES_MAX];
@@ -160,7 +170,7 @@ static void connection_run(void *arg)
         struct kelpie_op op = {
             .env = keeper->env, .deadline_ns = KLP_NO_DEADLINE, .cancel = keeper->cancel};
         more = kelpie_is_ok(klp_chan_receive(&op, connection->chan, bytes, KLP_KEEPER_FRAME_MAX,
-                                             &size, handles, &handle_count, NULL));
+                                             &size, handles, &handle_count, &error));
         if (!more)
             break;
         KLP_LOCKED (keeper->mutex) {
@@ -170,10 +180,14 @@ static void connection_run(void *arg)
         for (size_t i = 0; i < handle_count; i++)
             klp_handle_close(keeper->env, handles[i]);
     }
+    if (klp_error_code(&error) == KELPIE_E_LIMIT)
+        nonsense_answer(connection, KLP_TAKE(&error));
+    klp_error_clear(&error);
     klp_mem_free(bytes);
     klp_chan_shutdown(connection->chan);
     KLP_LOCKED (keeper->mutex) {
         connection->ended = true;
+        klp_cond_wake(keeper->changed);
         keeper->connection_count--;
         keeper->last_talk_ns = klp_boot_ns(keeper->env);
         klp_cond_wake(keeper->changed);
@@ -260,36 +274,66 @@ void keeper_wait_run(void *arg)
     keeper_notify(keeper);
 }
 
-/* ---- the whole */
-
-/* Waits until EXIT was ordered, or nobody needs an empty or dead VM any more. */
-static void keeper_stay(struct keeper *keeper)
+kelpie_outcome keeper_kill(const struct kelpie_op *op, struct keeper *keeper,
+                           struct kelpie_error **err)
 {
-    bool stay = true;
-    while (stay) {
-        struct kelpie_op nap = klp_op_plain(keeper->env, IDLE_CHECK_MS);
-        klp_mutex_lock(keeper->mutex);
-        if (!keeper->exiting)
-            KLP_IGNORE(klp_cond_wait(&nap, keeper->changed, keeper->mutex, NULL));
-        bool needed = keeper->state == KLP_KEEPER_LIVE || keeper->connection_count > 0;
-        uint64_t alone_ns = klp_boot_ns(keeper->env) - keeper->last_talk_ns;
-        stay = !keeper->exiting && (needed || alone_ns < keeper->options->orphan_ms * KLP_MS);
-        klp_mutex_unlock(keeper->mutex);
+    kelpie_outcome outcome = KLP_OK;
+    klp_mutex_lock(keeper->mutex);
+    while (kelpie_is_ok(outcome) &&
+           (keeper->spawning || (keeper->spawned && keeper->state != KLP_KEEPER_DEAD))) {
+        if (keeper->spawned)
+            keeper->hypervisor->ops->kill(keeper->hypervisor);
+        outcome = klp_cond_wait(op, keeper->changed, keeper->mutex, err);
     }
+    klp_mutex_unlock(keeper->mutex);
+    return outcome;
 }
 
+/* ---- the whole */
+
+static bool entry_remove(void *arg, const char *name)
+{
+    struct klp_dir *dir = arg;
+    KLP_IGNORE(klp_dir_remove_tree(dir, name, NULL));
+    return true;
+}
+
+void keeper_folder_clear(struct keeper *keeper)
+{
+    KLP_IGNORE(klp_dir_list(keeper->options->dir, entry_remove, keeper->options->dir, NULL));
+}
+
+/* How long an empty or dead VM may be left alone. UINT64_MAX = somebody needs it. */
+static uint64_t alone_until_ns(const struct keeper *keeper)
+{
+    uint64_t orphan_ms = keeper->options->orphan_ms;
+    bool needed = keeper->state == KLP_KEEPER_LIVE || keeper->connection_count > 0;
+    if (needed || orphan_ms > (UINT64_MAX - keeper->last_talk_ns) / KLP_MS)
+        return UINT64_MAX;
+    return keeper->last_talk_ns + orphan_ms * KLP_MS;
+}
+
+/* Waits until EXIT was answered, or nobody needs an empty or dead VM any more. */
+static void keeper_stay(struct keeper *keeper)
+{
+    klp_mutex_lock(keeper->mutex);
+    while (!keeper->exiting && klp_boot_ns(keeper->env) < alone_until_ns(keeper)) {
+        struct kelpie_op op = {.env = keeper->env, .deadline_ns = alone_until_ns(keeper)};
+        KLP_IGNORE(klp_cond_wait(&op, keeper->changed, keeper->mutex, NULL));
+    }
+    keeper->ending = true;
+    klp_mutex_unlock(keeper->mutex);
+}
+
+/* A connection that is just starting the hypervisor may still succeed: it is killed once more when
+ * all connections are over. */
 static void keeper_end(struct keeper *keeper)
 {
-    bool spawned = false;
-    KLP_LOCKED (keeper->mutex) {
-        spawned = keeper->spawned;
-    }
-    if (spawned)
-        keeper->hypervisor->ops->kill(keeper->hypervisor);
-    if (keeper->wait_task != NULL)
-        klp_task_join(keeper->wait_task);
+    struct kelpie_op op = {.env = keeper->env, .deadline_ns = KLP_NO_DEADLINE};
     klp_cancel_raise(keeper->cancel);
     KLP_LOCKED (keeper->mutex) {
+        if (keeper->spawned)
+            keeper->hypervisor->ops->kill(keeper->hypervisor);
         klp_cond_wake(keeper->changed);
     }
     if (keeper->accept_task != NULL)
@@ -298,9 +342,16 @@ static void keeper_end(struct keeper *keeper)
         klp_task_join(keeper->lease_task);
     for (size_t i = 0; i < KEEPER_CONNECTIONS_MAX; i++)
         if (keeper->connections[i].chan != NULL) {
+            struct klp_chan *chan = keeper->connections[i].chan;
             klp_task_join(keeper->connections[i].task);
-            klp_chan_close(keeper->connections[i].chan);
+            KLP_LOCKED (keeper->mutex) {
+                keeper->connections[i].chan = NULL; /* the waiter still tells whoever watches */
+            }
+            klp_chan_close(chan);
         }
+    KLP_IGNORE(keeper_kill(&op, keeper, NULL));
+    if (keeper->wait_task != NULL)
+        klp_task_join(keeper->wait_task);
 }
 
 static void keeper_free(struct keeper *keeper)
@@ -340,9 +391,13 @@ kelpie_outcome klp_keeper_serve(struct klp_env *env, const struct klp_keeper_opt
     keeper->changed = klp_cond_create(env);
     keeper->cancel = klp_cancel_create(env);
     kelpie_outcome outcome = tasks_start(keeper, err) ? KLP_OK : (kelpie_outcome){KELPIE_FAIL};
+    if (kelpie_is_ok(outcome) && options->ready != NULL)
+        options->ready(options->ready_arg);
     if (kelpie_is_ok(outcome))
         keeper_stay(keeper);
     keeper_end(keeper);
+    if (kelpie_is_ok(outcome)) /* otherwise the folder may be another keeper's */
+        keeper_folder_clear(keeper);
     keeper_free(keeper);
     return outcome;
 }

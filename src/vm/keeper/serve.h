@@ -32,11 +32,14 @@ struct keeper {
     struct klp_listener *listener;
     struct klp_task *accept_task, *lease_task, *wait_task;
     bool busy;                      /* (m) somebody orders the hypervisor */
-    bool spawned;                   /* (m) wait_task runs */
-    bool exiting;                   /* (m) EXIT was ordered, or nobody asked for long */
+    bool spawning;                  /* (m) the hypervisor is being started */
+    bool spawned;                   /* (m) it was; wait_task runs */
+    bool ending;                    /* (m) EXIT came: nothing is started any more */
+    bool exiting;                   /* (m) EXIT was answered */
     enum klp_keeper_state state;    /* (m) */
     uint32_t holds;                 /* (m) */
     bool stopped;                   /* (m) the hypervisor was told to stand still */
+    bool behind;                    /* (m) `stopped` is to follow the holds when the fence ends */
     uint64_t epoch, fence_at_ns;    /* (m) */
     bool lease_given;               /* (m) */
     uint64_t last_talk_ns;          /* (m) */
@@ -68,6 +71,11 @@ void keeper_wait_run(void *keeper);                             /* waits for the
 KELPIE_MUST_USE kelpie_outcome keeper_busy_take(const struct kelpie_op *op, struct keeper *keeper,
                                                 struct kelpie_error **err);
 void keeper_busy_give(struct keeper *keeper);
+/* Kills the hypervisor if there is one, and waits until it is reaped. */
+KELPIE_MUST_USE kelpie_outcome keeper_kill(const struct kelpie_op *op, struct keeper *keeper,
+                                           struct kelpie_error **err);
+/* Removes all that lies in the VM's folder. */
+void keeper_folder_clear(struct keeper *keeper);
 /* lease.c */
 void keeper_lease_run(void *keeper);
 /* Under the mutex: fences or ends the fence by what the clock says. Never blocks. True if it
