@@ -46,13 +46,28 @@ static kelpie_outcome state_load(const struct kelpie_op *op, struct qemu_hypervi
     return klp_qmp_migration_wait(op, self->qmp, err);
 }
 
+/* QEMU ends by itself, with a complaint, when it cannot read a state; without one it was killed. */
+static kelpie_outcome load_explain(struct qemu_hypervisor *self, kelpie_outcome outcome,
+                                   struct kelpie_error **err)
+{
+    struct klp_qmp_facts facts;
+    char complaint[256];
+    klp_qmp_facts(self->qmp, &facts);
+    if (facts.over || klp_error_code(err) == KELPIE_E_CORRUPT)
+        qemu_drained_wait(self);
+    qemu_complaint(self, complaint, sizeof(complaint));
+    if (complaint[0] == 0)
+        return klp_wrap(err, outcome, "cannot restore the guest");
+    klp_error_clear(err);
+    return klp_fail(err, KELPIE_E_CORRUPT, "cannot restore the guest: %s", complaint);
+}
+
 kelpie_outcome qemu_load(const struct kelpie_op *op, struct klp_hypervisor *hypervisor,
                          struct klp_handle device_state, const struct klp_handle *overlays,
                          size_t overlay_count, struct kelpie_error **err)
 {
     struct qemu_hypervisor *self = qemu_from(hypervisor);
     struct klp_mapping mapping;
-    char complaint[256];
     if (self->qmp == NULL)
         return klp_fail(err, KELPIE_E_STATE, "cannot load: QEMU was not started");
     KLP_REQUIRE(klp_mapping_find(self->pid, self->ram_fd, self->memory_bytes, &mapping, err));
@@ -63,11 +78,7 @@ kelpie_outcome qemu_load(const struct kelpie_op *op, struct klp_hypervisor *hype
         return (kelpie_outcome){KELPIE_FAIL};
     kelpie_outcome outcome = state_load(op, self, state_fd, err);
     close(state_fd);
-    if (kelpie_is_ok(outcome))
-        return outcome;
-    qemu_complaint(self, complaint, sizeof(complaint));
-    return klp_wrap(err, outcome, "cannot restore the guest%s%s", complaint[0] != 0 ? ": " : "",
-                    complaint);
+    return kelpie_is_ok(outcome) ? outcome : load_explain(self, outcome, err);
 }
 
 /* ---- capturing */
@@ -155,9 +166,10 @@ static bool state_equal(int a, int b)
     return equal;
 }
 
-/* A guest that stands still does not write, but a device could: virtio-serial rests with the machine
- * in the QEMU we know, and nothing promises it of others. So the pages are taken between two equal
- * device states, in which a queue that moved would show; a save costs half a millisecond. */
+/* A guest that stands still does not write, but a device could: virtio-serial rests with the
+ * machine in the QEMU we know, and nothing promises it of others. So the pages are taken between
+ * two equal device states, in which a queue that moved would show; a save costs half a millisecond.
+ */
 static kelpie_outcome pages_between(const struct kelpie_op *op, struct qemu_hypervisor *self,
                                     const struct klp_mapping *mapping, int *state_fd,
                                     struct klp_handle *dirty, bool *settled,

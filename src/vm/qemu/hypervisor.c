@@ -196,7 +196,7 @@ static void process_undo(struct qemu_hypervisor *self)
     self->pid = 0;
 }
 
-static void drained_wait(struct qemu_hypervisor *self)
+void qemu_drained_wait(struct qemu_hypervisor *self)
 {
     struct kelpie_op op = klp_op_plain(self->base.env, DRAIN_MS);
     kelpie_outcome outcome = KLP_OK;
@@ -212,7 +212,7 @@ static kelpie_outcome complaint_tell(struct qemu_hypervisor *self, kelpie_outcom
 {
     char complaint[256];
     if (klp_error_code(err) == KELPIE_E_CRASHED)
-        drained_wait(self);
+        qemu_drained_wait(self);
     qemu_complaint(self, complaint, sizeof(complaint));
     if (complaint[0] != 0)
         klp_error_reason_add(err, "%s", complaint);
@@ -379,7 +379,7 @@ static kelpie_outcome qemu_wait(const struct kelpie_op *op, struct klp_hyperviso
     }
     if (!reaped) {
         KLP_TRY(process_reap(op, self, &self->end, err));
-        drained_wait(self);
+        qemu_drained_wait(self);
         end_explain(self, &self->end);
         KLP_LOCKED (self->mutex) {
             self->reaped = true;

@@ -127,6 +127,9 @@ size_t qemu_ring_read(const struct qemu_ring *ring, char *out,
 /* The first line of complaint that is no mere warning; "" when there is none. */
 void qemu_complaint(struct qemu_hypervisor *self, char *out, size_t capacity);
 
+/* hypervisor.c: until a dead one's last words are read. */
+void qemu_drained_wait(struct qemu_hypervisor *self);
+
 /* capture.c */
 kelpie_outcome qemu_load(const struct kelpie_op *op, struct klp_hypervisor *hypervisor,
                          struct klp_handle device_state, const struct klp_handle *overlays,

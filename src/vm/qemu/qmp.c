@@ -384,7 +384,9 @@ kelpie_outcome klp_qmp_migration_wait(const struct kelpie_op *op, struct klp_qmp
         klp_error_clear(err); /* it came at the last moment */
     if (completed)
         return KLP_OK;
-    if (failed || over)
+    if (failed)
         return klp_fail(err, KELPIE_E_CORRUPT, "QEMU cannot load the device state");
+    if (over)
+        return klp_fail(err, KELPIE_E_CRASHED, "QEMU ended while it loaded the device state");
     return outcome;
 }
