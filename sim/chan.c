@@ -89,6 +89,7 @@ static void conn_put(struct klp_env *env, struct sim_conn *conn, unsigned side)
 
 struct sim_listener {
     struct klp_listener base;
+    struct sim_resource resource;
     struct klp_list link;
     struct sim_inode *inode;
     char *name;
@@ -107,6 +108,15 @@ static struct sim_listener *listener_find(const struct klp_dir *dir, const char 
     return NULL;
 }
 
+static void listener_release(struct sim_resource *resource)
+{
+    struct sim_listener *listener = KLP_CONTAINER(resource, struct sim_listener, resource);
+    klp_list_remove(&listener->link);
+    for (size_t i = 0; i < listener->count; i++)
+        conn_put(listener->base.env, listener->waiting[i], 1);
+    sim_inode_put(listener->inode);
+}
+
 static bool chan_listen(struct klp_dir *dir, const char *name, struct klp_listener **out,
                         struct kelpie_error **err)
 {
@@ -119,20 +129,29 @@ static bool chan_listen(struct klp_dir *dir, const char *name, struct klp_listen
     listener->name = klp_mem_string(name);
     sim_source_init(&listener->changed);
     klp_list_append(&sim_world->listeners, &listener->link);
+    sim_resource_add(&listener->resource, listener_release);
     *out = &listener->base;
     return true;
 }
 
 struct sim_chan {
     struct klp_chan base;
+    struct sim_resource resource;
     struct sim_conn *conn;
     unsigned side;
 };
+
+static void chan_release(struct sim_resource *resource)
+{
+    struct sim_chan *chan = KLP_CONTAINER(resource, struct sim_chan, resource);
+    conn_put(chan->base.env, chan->conn, chan->side);
+}
 
 static struct klp_chan *chan_make(struct klp_env *env, struct sim_conn *conn, unsigned side)
 {
     struct sim_chan *chan = KLP_NEW(struct sim_chan);
     *chan = (struct sim_chan){.base.env = env, .conn = conn, .side = side};
+    sim_resource_add(&chan->resource, chan_release);
     return &chan->base;
 }
 
@@ -153,12 +172,10 @@ static kelpie_outcome chan_accept(const struct kelpie_op *op, struct klp_listene
 static void listener_close(struct klp_listener *base)
 {
     struct sim_listener *listener = (struct sim_listener *)base;
-    klp_list_remove(&listener->link);
-    for (size_t i = 0; i < listener->count; i++)
-        conn_put(base->env, listener->waiting[i], 1);
+    sim_resource_remove(&listener->resource);
+    listener_release(&listener->resource);
     listener->count = 0;
     sim_wake(&listener->changed);
-    sim_inode_put(listener->inode);
     klp_mem_free(listener->name);
     klp_mem_free(listener);
 }
@@ -203,9 +220,11 @@ static kelpie_outcome chan_send(const struct kelpie_op *op, struct klp_chan *bas
     struct message *message = calloc(1, sizeof(*message) + size);
     message->size = size;
     memcpy(message->bytes, data, size);
-    for (; message->handle_count < handle_count; message->handle_count++)
-        KLP_IGNORE(klp_handle_copy(op->env, handles[message->handle_count],
-                                   &message->handles[message->handle_count], NULL));
+    for (size_t i = 0; i < handle_count; i++) {
+        KLP_IGNORE(klp_handle_copy(op->env, handles[i], &message->handles[i], NULL));
+        sim_handle_give(message->handles[i], NULL);
+    }
+    message->handle_count = handle_count;
     klp_list_append(&to->messages, &message->link);
     to->message_count++;
     conn_wake(chan->conn);
@@ -222,8 +241,10 @@ static kelpie_outcome message_take(const struct kelpie_op *op, struct message *m
         memcpy(out, message->bytes, message->size);
         *out_size = message->size;
         *handle_count = message->handle_count;
-        for (size_t i = 0; i < message->handle_count; i++)
+        for (size_t i = 0; i < message->handle_count; i++) {
             handles[i] = message->handles[i];
+            sim_handle_give(handles[i], sim_world->current->domain);
+        }
         message->handle_count = 0; /* they are the receiver's now */
     }
     message_free(op->env, message);
@@ -259,6 +280,7 @@ static void chan_shutdown(struct klp_chan *base)
 static void chan_close(struct klp_chan *base)
 {
     struct sim_chan *chan = (struct sim_chan *)base;
+    sim_resource_remove(&chan->resource);
     conn_put(base->env, chan->conn, chan->side);
     klp_mem_free(chan);
 }

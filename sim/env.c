@@ -205,10 +205,21 @@ static void cancel_destroy(struct klp_cancel *base)
 
 /* ---- what is told */
 
+/* Where the plan says so, the process of this fiber dies: the hub drops it. */
 static void point(struct klp_env *env, const char *name)
 {
+    struct sim *world = sim_world;
+    struct sim_fiber *fiber = world->current;
     (void)env;
     sim_note("point", "%s", name);
+    if (world->victim == NULL || fiber->domain != world->victim ||
+        ++world->visits != world->plan.visit)
+        return;
+    sim_note("fault", "the daemon of node %s dies at %s", fiber->env->name, name);
+    world->faults++;
+    world->crashing = KLP_TAKE(&world->victim);
+    fiber->mutexes = 0;
+    sim_park(SIM_NEVER, "its burial");
 }
 
 static void log_line(struct klp_env *env, enum klp_level level, const char *event, const char *text)

@@ -111,6 +111,7 @@ struct sim_fiber *sim_fiber_start(struct sim_env *env, struct sim_domain *domain
     fiber->arg = arg;
     fiber->stack = stack_get();
     sim_source_init(&fiber->end);
+    klp_list_init(&fiber->waiters);
     KLP_ASSERT(getcontext(&fiber->stack->context) == 0);
     fiber->stack->context.uc_stack.ss_sp = fiber->stack->memory + fiber->stack->page;
     fiber->stack->context.uc_stack.ss_size = STACK_SIZE;
@@ -121,6 +122,12 @@ struct sim_fiber *sim_fiber_start(struct sim_env *env, struct sim_domain *domain
     fiber->waits_for = "its start";
     sim_ready(fiber);
     return fiber;
+}
+
+void sim_fiber_bury(struct sim_fiber *fiber)
+{
+    if (fiber->stack != NULL)
+        stack_put(KLP_TAKE(&fiber->stack));
 }
 
 void sim_fiber_switch_in(struct sim_fiber *fiber)
@@ -135,10 +142,8 @@ void sim_fiber_switch_in(struct sim_fiber *fiber)
     __sanitizer_finish_switch_fiber(hub_fake, NULL, NULL);
 #endif
     sim_world->current = NULL;
-    if (fiber->ended) {
-        stack_put(fiber->stack);
-        fiber->stack = NULL;
-    }
+    if (fiber->ended)
+        sim_fiber_bury(fiber);
 }
 
 void sim_fiber_switch_out(void)

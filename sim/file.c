@@ -34,12 +34,14 @@ struct sim_inode {
 
 struct sim_dir {
     struct klp_dir base;
+    struct sim_resource resource;
     struct sim_inode *inode;
     char *path;
 };
 
 struct sim_file {
     struct klp_file base;
+    struct sim_resource resource;
     struct sim_inode *inode;
     bool writable;
 };
@@ -160,10 +162,16 @@ static bool not_found(const struct sim_dir *dir, const char *name, struct kelpie
     return klp_refuse(err, KELPIE_E_NOT_FOUND, "%s/%s does not exist", dir->path, name);
 }
 
+static void dir_release(struct sim_resource *resource)
+{
+    sim_inode_put(KLP_CONTAINER(resource, struct sim_dir, resource)->inode);
+}
+
 static struct klp_dir *dir_make(struct klp_env *env, struct sim_inode *inode, char *path)
 {
     struct sim_dir *dir = KLP_NEW(struct sim_dir);
     *dir = (struct sim_dir){.base.env = env, .inode = sim_inode_share(inode), .path = path};
+    sim_resource_add(&dir->resource, dir_release);
     return &dir->base;
 }
 
@@ -215,6 +223,7 @@ static bool dir_open_at(struct klp_dir *base, const char *name, bool create, str
 static void dir_close(struct klp_dir *base)
 {
     struct sim_dir *dir = dir_inside(base);
+    sim_resource_remove(&dir->resource);
     sim_inode_put(dir->inode);
     klp_mem_free(dir->path);
     klp_mem_free(dir);
@@ -316,11 +325,17 @@ static bool dir_remove_tree(struct klp_dir *base, const char *name, struct kelpi
 
 /* ---- files */
 
+static void file_release(struct sim_resource *resource)
+{
+    sim_inode_put(KLP_CONTAINER(resource, struct sim_file, resource)->inode);
+}
+
 static struct klp_file *file_make(struct klp_env *env, struct sim_inode *inode, bool writable)
 {
     struct sim_file *file = KLP_NEW(struct sim_file);
     *file =
         (struct sim_file){.base.env = env, .inode = sim_inode_share(inode), .writable = writable};
+    sim_resource_add(&file->resource, file_release);
     return &file->base;
 }
 
@@ -440,6 +455,7 @@ static bool file_sync(struct klp_file *base, struct kelpie_error **err)
 
 static void file_close(struct klp_file *base)
 {
+    sim_resource_remove(&file_inside(base)->resource);
     sim_inode_put(file_inside(base)->inode);
     klp_mem_free(base);
 }

@@ -97,9 +97,31 @@ void sim_yield(void)
 /* ---- waiting for something */
 
 struct waiter {
-    struct klp_list link;
+    struct klp_list link, of_fiber;
     struct sim_fiber *fiber;
 };
+
+static void waiter_add(struct waiter *waiter, struct sim_source *source)
+{
+    waiter->fiber = sim_world->current;
+    klp_list_append(&source->waiters, &waiter->link);
+    klp_list_append(&waiter->fiber->waiters, &waiter->of_fiber);
+}
+
+static void waiter_remove(struct waiter *waiter)
+{
+    klp_list_remove(&waiter->link);
+    klp_list_remove(&waiter->of_fiber);
+}
+
+void sim_fiber_kill(struct sim_fiber *fiber)
+{
+    KLP_LIST_EACH_SAFE (item, following, &fiber->waiters) {
+        waiter_remove(KLP_CONTAINER(item, struct waiter, of_fiber));
+    }
+    fiber->ended = fiber->killed = true;
+    sim_wake(&fiber->end);
+}
 
 void sim_source_init(struct sim_source *source)
 {
@@ -115,10 +137,10 @@ void sim_wake(struct sim_source *source)
 
 void sim_wait_source(struct sim_source *source, uint64_t until_ns, const char *what)
 {
-    struct waiter waiter = {.fiber = sim_world->current};
-    klp_list_append(&source->waiters, &waiter.link);
+    struct waiter waiter;
+    waiter_add(&waiter, source);
     sim_park(until_ns, what);
-    klp_list_remove(&waiter.link);
+    waiter_remove(&waiter);
 }
 
 kelpie_outcome sim_wait(const struct kelpie_op *op, struct sim_source *source, const char *what,
@@ -126,17 +148,17 @@ kelpie_outcome sim_wait(const struct kelpie_op *op, struct sim_source *source, c
 {
     KLP_TRY(klp_op_check(op, what, err));
     uint64_t until_ns = op->deadline_ns;
-    struct waiter waiter = {.fiber = sim_world->current};
+    struct waiter waiter;
     if (until_ns != SIM_NEVER) /* this host's clock to true time */
         until_ns -= sim_env_from(op->env)->boot_offset_ns;
     if (op->cancel != NULL)
-        klp_list_append(&sim_cancel_source(op->cancel)->waiters, &waiter.link);
+        waiter_add(&waiter, sim_cancel_source(op->cancel));
     if (source != NULL)
         sim_wait_source(source, until_ns, what);
     else
         sim_park(until_ns, what);
     if (op->cancel != NULL)
-        klp_list_remove(&waiter.link);
+        waiter_remove(&waiter);
     return KLP_OK;
 }
 
@@ -174,5 +196,7 @@ void sim_hub_run(struct sim_fiber *until)
         sim_fold(event.at_ns);
         sim_fold(((uint64_t)fiber->env->node << 40) ^ ((uint64_t)event.kind << 32) ^ fiber->id);
         sim_fiber_switch_in(fiber);
+        if (world->crashing != NULL)
+            sim_domain_crash(KLP_TAKE(&world->crashing));
     }
 }

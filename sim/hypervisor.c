@@ -23,6 +23,7 @@ static const char device_magic[8] = "SIMDEV01";
 struct sim_vm {
     struct klp_hypervisor base;
     struct klp_list link; /* world->vms */
+    struct sim_resource resource;
     struct sim_domain *domain;
     struct sim_fiber *fiber; /* NULL = not spawned */
     struct mock_engine engine;
@@ -366,16 +367,24 @@ static size_t vm_console(struct klp_hypervisor *base, char *out, size_t capacity
     return size;
 }
 
-static void vm_destroy(struct klp_hypervisor *base)
+static void vm_release(struct sim_resource *resource)
 {
-    struct sim_vm *vm = vm_from(base);
-    KLP_ASSERT(vm->fiber == NULL || vm->fiber->ended);
+    struct sim_vm *vm = KLP_CONTAINER(resource, struct sim_vm, resource);
     if (vm->memory != NULL)
         munmap(vm->memory, vm->size);
     if (vm->fd >= 0)
         close(vm->fd);
-    klp_handle_close(base->env, vm->base_memory);
+    sim_end_close(&vm->host);
     klp_list_remove(&vm->link);
+}
+
+static void vm_destroy(struct klp_hypervisor *base)
+{
+    struct sim_vm *vm = vm_from(base);
+    KLP_ASSERT(vm->fiber == NULL || vm->fiber->ended);
+    sim_resource_remove(&vm->resource);
+    vm_release(&vm->resource);
+    klp_handle_close(base->env, vm->base_memory);
     klp_mem_free(vm);
 }
 
@@ -404,5 +413,6 @@ struct klp_hypervisor *sim_hypervisor_create(struct klp_env *env)
     vm->fd = -1;
     sim_source_init(&vm->changed);
     klp_list_append(&sim_world->vms, &vm->link);
+    sim_resource_add(&vm->resource, vm_release);
     return &vm->base;
 }

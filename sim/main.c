@@ -84,7 +84,15 @@ static void seed_run(const struct options *options, uint64_t seed, bool twice, F
 {
     void (*scenario)(void *) = options->store_only ? sim_scenario_store : sim_scenario_teleport;
     struct sim_result again;
+    struct sim_plan plan;
+    char text[128];
+    sim_plan_make(seed, &plan);
+    sim_plan_text(&plan, text, sizeof(text));
+    if (!options->many)
+        printf("config: %s\n", text);
     sim_run(seed, scenario, trace, out);
+    if (options->many && out->verdict != SIM_PASS)
+        printf("seed=%" PRIu64 " config: %s\n", seed, text);
     if (!twice || out->verdict != SIM_PASS)
         return;
     sim_run(seed, scenario, NULL, &again);

@@ -116,12 +116,46 @@ struct sim_domain *sim_domain_create(uint32_t node, const char *name)
     snprintf(domain->name, sizeof(domain->name), "%s", name);
     klp_list_init(&domain->blocks);
     klp_list_init(&domain->guards);
+    klp_list_init(&domain->resources);
     klp_list_append(&sim_world->domains, &domain->link);
     return domain;
 }
 
+void sim_resource_add(struct sim_resource *resource, void (*release)(struct sim_resource *))
+{
+    resource->release = release;
+    klp_list_append(&domain_now()->resources, &resource->link);
+}
+
+void sim_resource_remove(struct sim_resource *resource)
+{
+    klp_list_remove(&resource->link);
+}
+
+void sim_domain_crash(struct sim_domain *domain)
+{
+    KLP_LIST_EACH (item, &sim_world->fibers) {
+        struct sim_fiber *fiber = KLP_CONTAINER(item, struct sim_fiber, link);
+        if (fiber->domain != domain || fiber->ended)
+            continue;
+        sim_fiber_kill(fiber);
+        sim_fiber_bury(fiber);
+    }
+    domain->crashed = true;
+    for (size_t i = 0; i < SIM_NODES_MAX; i++)
+        if (sim_world->peers[i].domain == domain)
+            sim_peer_break(&sim_world->peers[i]);
+    sim_domain_drop(domain);
+}
+
 void sim_domain_drop(struct sim_domain *domain)
 {
+    KLP_LIST_EACH_SAFE (item, following, &domain->resources) {
+        struct sim_resource *resource = KLP_CONTAINER(item, struct sim_resource, link);
+        klp_list_remove(&resource->link);
+        resource->release(resource);
+    }
+    sim_handles_drop(domain);
     KLP_LIST_EACH_SAFE (item, following, &domain->guards) {
         struct guard *guard = KLP_CONTAINER(item, struct guard, link);
         klp_list_remove(&guard->link);

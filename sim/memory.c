@@ -27,6 +27,7 @@ struct sim_memory {
 struct sim_handle_slot {
     enum sim_handle_kind kind;
     void *object;
+    struct sim_domain *domain; /* whose it is; NULL = in a message */
 };
 
 /* ---- handles */
@@ -44,7 +45,8 @@ struct klp_handle sim_handle_create(enum sim_handle_kind kind, void *object)
         KLP_ASSERT(world->handles != NULL);
         memset(world->handles + at, 0, (world->handle_count - at) * sizeof(world->handles[0]));
     }
-    world->handles[at] = (struct sim_handle_slot){kind, object};
+    world->handles[at] = (struct sim_handle_slot){
+        kind, object, world->current != NULL ? world->current->domain : world->world_domain};
     world->handle_used++;
     return (struct klp_handle){(intptr_t)at};
 }
@@ -81,19 +83,23 @@ static void handle_close(struct klp_env *env, struct klp_handle handle)
     KLP_ASSERT(handle.value >= 0 && (size_t)handle.value < sim_world->handle_count);
     struct sim_handle_slot slot = sim_world->handles[handle.value];
     KLP_ASSERT(slot.kind != SIM_HANDLE_FREE);
-    sim_world->handles[handle.value] = (struct sim_handle_slot){SIM_HANDLE_FREE, NULL};
+    sim_world->handles[handle.value] = (struct sim_handle_slot){SIM_HANDLE_FREE, NULL, NULL};
     sim_world->handle_used--;
     object_put(slot.kind, slot.object);
 }
 
-void sim_handles_finish(void)
+void sim_handles_drop(const struct sim_domain *domain)
 {
-    for (size_t i = 0; i < sim_world->handle_count; i++)
-        if (sim_world->handles[i].kind != SIM_HANDLE_FREE)
-            object_put(sim_world->handles[i].kind, sim_world->handles[i].object);
-    free(sim_world->handles);
-    sim_world->handles = NULL;
-    sim_world->handle_count = 0;
+    for (size_t i = 0; i < sim_world->handle_count; i++) {
+        const struct sim_handle_slot *slot = &sim_world->handles[i];
+        if (slot->kind != SIM_HANDLE_FREE && (domain == NULL || slot->domain == domain))
+            handle_close(NULL, (struct klp_handle){(intptr_t)i});
+    }
+}
+
+void sim_handle_give(struct klp_handle handle, struct sim_domain *domain)
+{
+    sim_world->handles[handle.value].domain = domain;
 }
 
 static bool handle_copy(struct klp_env *env, struct klp_handle handle, struct klp_handle *out,

@@ -13,8 +13,10 @@
 #define SERVE_MS 600000 /* what the server allows a request */
 #define PEER_PATH "/v1/peer/"
 
-struct call { /* the network's: shared by both ends, lost with neither */
+struct call {             /* the network's: shared by both ends, lost with neither */
+    struct klp_list link; /* world->calls */
     unsigned refs;
+    bool broken; /* the server died */
     struct sim_peer *peer;
     char *method, *path;
     uint8_t *body, *answer;
@@ -27,11 +29,51 @@ static void call_put(struct call *call)
 {
     if (--call->refs > 0)
         return;
+    klp_list_remove(&call->link);
     free(call->method);
     free(call->path);
     free(call->body);
     free(call->answer);
     free(call);
+}
+
+/* An end of a call, so that it is let go of also when its process dies. */
+struct call_end {
+    struct sim_resource resource;
+    struct call *call;
+};
+
+static void end_release(struct sim_resource *resource)
+{
+    call_put(KLP_CONTAINER(resource, struct call_end, resource)->call);
+}
+
+static struct call_end *end_take(struct call *call)
+{
+    struct call_end *end = KLP_NEW(struct call_end);
+    end->call = call;
+    sim_resource_add(&end->resource, end_release);
+    return end;
+}
+
+static void end_drop(struct call_end *end)
+{
+    sim_resource_remove(&end->resource);
+    end_release(&end->resource);
+    klp_mem_free(end);
+}
+
+void sim_peer_break(struct sim_peer *peer)
+{
+    peer->node = NULL;
+    peer->calls = 0;
+    KLP_LIST_EACH (item, &sim_world->calls) {
+        struct call *call = KLP_CONTAINER(item, struct call, link);
+        if (call->peer != peer || call->status != 0)
+            continue;
+        call->broken = true;
+        sim_wake(&call->answered);
+    }
 }
 
 static uint64_t way_ns(void)
@@ -72,6 +114,7 @@ static kelpie_outcome route(const struct kelpie_op *op, const struct call *call,
 static void serve_run(void *arg)
 {
     struct call *call = arg;
+    struct call_end *end = end_take(call);
     struct kelpie_op op = klp_op_plain(&call->peer->env->base, SERVE_MS);
     KLP_IGNORE(klp_sleep_until(&op, klp_boot_ns(op.env) + way_ns(), NULL));
     KLP_AUTO(json) struct klp_json *json = NULL;
@@ -92,7 +135,7 @@ static void serve_run(void *arg)
     sim_wake(&call->answered);
     call->peer->calls--;
     sim_wake(&call->peer->idle);
-    call_put(call);
+    end_drop(end);
 }
 
 /* ---- the asking side */
@@ -120,6 +163,7 @@ static struct call *call_make(struct sim_peer *peer, const char *method, const c
     if (body.size > 0)
         memcpy(call->body, body.data, body.size);
     sim_source_init(&call->answered);
+    klp_list_append(&sim_world->calls, &call->link);
     return call;
 }
 
@@ -132,17 +176,19 @@ kelpie_outcome sim_peer_call(const struct kelpie_op *op, const char *endpoint, c
     if (peer == NULL)
         return klp_fail(err, KELPIE_E_UNREACHABLE, "cannot reach %s", endpoint);
     struct call *call = call_make(peer, method, path, body);
+    struct call_end *end = end_take(call);
     peer->calls++;
     sim_fiber_start(peer->env, peer->domain, "peer", serve_run, call);
     kelpie_outcome outcome = KLP_OK;
-    while (call->status == 0 && kelpie_is_ok(outcome))
+    while (call->status == 0 && !call->broken && kelpie_is_ok(outcome))
         outcome = sim_wait(op, &call->answered, "waiting for a node's answer", NULL);
-    if (kelpie_is_ok(outcome)) {
+    if (kelpie_is_ok(outcome) && !call->broken) {
         *out_status = call->status;
         klp_buf_append(out_body, call->answer, call->answer_size);
     } else {
-        outcome = klp_unknown(err, "no answer from %s in time", endpoint);
+        outcome = klp_unknown(err, "no answer from %s%s", endpoint,
+                              call->broken ? ": it is gone" : " in time");
     }
-    call_put(call);
+    end_drop(end);
     return outcome;
 }

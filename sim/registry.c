@@ -260,10 +260,10 @@ static kelpie_outcome rows_each(const struct kelpie_op *op, struct klp_registry 
 {
     KLP_TRY(way_there(op, registry, err));
     size_t count = rows->count;
-    struct row *copy = calloc(count + 1, sizeof(*copy));
+    struct row *copy = klp_mem_alloc((count + 1) * sizeof(*copy)); /* lost with who asks */
     for (size_t i = 0; i < count; i++) {
         copy[i] = rows->list[i];
-        copy[i].text = strdup(rows->list[i].text);
+        copy[i].text = klp_mem_string_n(rows->list[i].text, rows->list[i].size);
     }
     kelpie_outcome outcome =
         klp_sleep_until(op, klp_boot_ns(op->env) + way_ns(rows_of(registry)), err);
@@ -271,9 +271,9 @@ static kelpie_outcome rows_each(const struct kelpie_op *op, struct klp_registry 
     for (size_t i = 0; i < count; i++) {
         struct klp_bytes text = {(const uint8_t *)copy[i].text, copy[i].size};
         more = more && (agent != NULL ? agent(arg, text, copy[i].beat) : node(arg, text));
-        free(copy[i].text);
+        klp_mem_free(copy[i].text);
     }
-    free(copy);
+    klp_mem_free(copy);
     return outcome;
 }
 

@@ -34,13 +34,25 @@ struct sim_domain {
     struct klp_list link;
     uint32_t id, node;
     char name[32];
-    struct klp_list blocks, guards;
+    bool crashed;
+    struct klp_list blocks, guards, resources;
     size_t block_count, block_bytes;
     uint64_t draws; /* of klp_random */
 };
 struct sim_domain *sim_domain_create(uint32_t node, const char *name);
-/* Frees all that is left, running the guards first. */
+/* Frees all that is left: what the world holds for it (resources, handles), guarded objects,
+ * blocks. */
 void sim_domain_drop(struct sim_domain *domain);
+/* The process dies: its fibers never run again, and all it had is dropped. Not from one of its
+ * fibers. */
+void sim_domain_crash(struct sim_domain *domain);
+/* What an object of a domain holds of the world, and how a dying process lets go of it. */
+struct sim_resource {
+    struct klp_list link;
+    void (*release)(struct sim_resource *resource);
+};
+void sim_resource_add(struct sim_resource *resource, void (*release)(struct sim_resource *));
+void sim_resource_remove(struct sim_resource *resource);
 /* From now on this fiber allocates there; returns where it did before. */
 struct sim_domain *sim_domain_enter(struct sim_domain *domain);
 /* Says what is left in which domain; returns how many domains leak. */
@@ -62,8 +74,9 @@ struct sim_fiber {
     void *arg;
     struct sim_stack *stack; /* NULL once it ended */
     uint64_t waits;          /* parked so often: tells a stale event */
-    bool parked, ready, ended;
-    unsigned mutexes; /* held */
+    bool parked, ready, ended, killed;
+    struct klp_list waiters; /* where it stands in line */
+    unsigned mutexes;        /* held */
     const char *waits_for;
     struct sim_source end;
 };
@@ -71,6 +84,8 @@ struct sim_fiber *sim_fiber_start(struct sim_env *env, struct sim_domain *domain
                                   void (*run)(void *), void *arg);
 void sim_fiber_switch_in(struct sim_fiber *fiber); /* hub only; returns when it parks or ends */
 void sim_fiber_switch_out(void);                   /* of the current fiber, to the hub */
+void sim_fiber_kill(struct sim_fiber *fiber);
+void sim_fiber_bury(struct sim_fiber *fiber); /* an ended one: its stack is free again */
 void sim_stacks_drop(void);
 
 /* Waits until sim_ready, or until the true time `until_ns`. */
@@ -96,6 +111,15 @@ struct sim_peer { /* a node that answers; chan.c routes to it by endpoint */
     unsigned calls;        /* under way */
     struct sim_source idle;
 };
+struct sim_plan { /* what the seed expands to */
+    bool crash;
+    uint32_t node;       /* whose daemon */
+    uint64_t visit;      /* of its points, counted from the first move's begin */
+    uint64_t restart_ms; /* later */
+};
+void sim_plan_make(uint64_t seed, struct sim_plan *out);
+void sim_plan_text(const struct sim_plan *plan, char *out, size_t capacity);
+
 struct sim_event;
 struct sim_inode;
 struct sim_handle_slot;
@@ -104,7 +128,7 @@ struct sim {
     uint64_t sequence, events;
     struct sim_event *heap;
     size_t heap_count, heap_capacity;
-    struct klp_list fibers, domains, listeners, vms;
+    struct klp_list fibers, domains, listeners, vms, calls;
     uint32_t fiber_count, domain_count, pid_count;
     struct sim_fiber *current;
     struct sim_domain *world_domain;
@@ -113,7 +137,11 @@ struct sim {
     struct sim_inode *root;
     struct sim_handle_slot *handles;
     size_t handle_count, handle_used;
-    FILE *trace; /* NULL = none */
+    struct sim_plan plan;
+    struct sim_domain *victim; /* its next visits of crash points count */
+    uint64_t visits;
+    struct sim_domain *crashing; /* the hub drops it next */
+    FILE *trace;                 /* NULL = none */
     enum sim_verdict verdict;
     char why[512];
     uint64_t teleports, faults;
@@ -167,8 +195,9 @@ struct sim_conn;
 enum sim_handle_kind { SIM_HANDLE_FREE, SIM_HANDLE_MEMORY, SIM_HANDLE_STREAM };
 struct klp_handle sim_handle_create(enum sim_handle_kind kind, void *object);
 void *sim_handle_object(struct klp_handle handle,
-                        enum sim_handle_kind kind); /* NULL = another kind */
-void sim_handles_finish(void);
+                        enum sim_handle_kind kind);                        /* NULL = another kind */
+void sim_handles_drop(const struct sim_domain *domain);                    /* NULL = all */
+void sim_handle_give(struct klp_handle handle, struct sim_domain *domain); /* NULL = on its way */
 /* The first present page at or after `offset`; false = none. */
 bool sim_memory_next(const struct sim_memory *memory, uint64_t offset, uint64_t *out_offset,
                      uint64_t *out_size);
@@ -195,6 +224,7 @@ void sim_end_watch(struct sim_end end,
 void sim_end_close(struct sim_end *end);
 
 /* ---- peer.c */
+void sim_peer_break(struct sim_peer *peer); /* whoever asks it gets no answer any more */
 kelpie_outcome sim_peer_call(const struct kelpie_op *op, const char *endpoint, const char *method,
                              const char *path, struct klp_bytes body, int *out_status,
                              struct klp_buf *out_body, struct kelpie_error **err);

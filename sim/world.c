@@ -121,6 +121,8 @@ static void world_begin(struct sim *world, uint64_t seed, FILE *trace)
     klp_list_init(&world->domains);
     klp_list_init(&world->listeners);
     klp_list_init(&world->vms);
+    klp_list_init(&world->calls);
+    sim_plan_make(seed, &world->plan);
     world->world_domain = sim_domain_create(UINT32_MAX, "world");
     world->root = sim_root_create();
     sim_fold(seed);
@@ -130,18 +132,20 @@ static void world_begin(struct sim *world, uint64_t seed, FILE *trace)
     }
 }
 
-/* Of fibers that never ended (a failed run) the stacks are lost with the process. */
+/* Also of a failed run, in which fibers still wait. */
 static void world_end(struct sim *world)
 {
+    KLP_LIST_EACH (item, &world->domains) {
+        sim_domain_crash(KLP_CONTAINER(item, struct sim_domain, link));
+    }
+    sim_handles_drop(NULL);
+    free(world->handles);
     sim_inode_put(world->root);
-    sim_handles_finish();
     KLP_LIST_EACH_SAFE (item, following, &world->fibers) {
         free(KLP_CONTAINER(item, struct sim_fiber, link));
     }
     KLP_LIST_EACH_SAFE (item, following, &world->domains) {
-        struct sim_domain *domain = KLP_CONTAINER(item, struct sim_domain, link);
-        sim_domain_drop(domain);
-        free(domain);
+        free(KLP_CONTAINER(item, struct sim_domain, link));
     }
     for (uint32_t i = 0; i < SIM_NODES_MAX; i++)
         free(world->envs[i]);

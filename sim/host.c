@@ -1,0 +1,276 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "host.h"
+
+#include <string.h>
+
+#include "base/fmt.h"
+#include "store/local/local.h"
+
+/* ---- errands */
+
+/* Waits for it, whichever way it ends. */
+static void errand_run(struct errand *errand, void (*run)(void *))
+{
+    struct host *host = errand->host;
+    errand->outcome = (kelpie_outcome){KELPIE_UNKNOWN};
+    struct sim_fiber *fiber =
+        sim_fiber_start(sim_env_from(host->env), host->domain, errand->what, run, errand);
+    while (!fiber->ended)
+        sim_wait_source(&fiber->end, SIM_NEVER, "an errand");
+    errand->lost = fiber->killed;
+}
+
+static struct kelpie_op errand_op(const struct errand *errand)
+{
+    return klp_op_plain(errand->host->env,
+                        errand->timeout_ms != 0 ? errand->timeout_ms : HOST_OP_MS);
+}
+
+/* Takes the error. */
+static void errand_end(struct errand *errand, kelpie_outcome outcome, struct kelpie_error *error)
+{
+    errand->outcome = outcome;
+    errand->code = error != NULL ? kelpie_error_code(error) : KELPIE_E_NONE;
+    if (error != NULL) {
+        KLP_AUTO(buf) struct klp_buf line = KLP_BUF_INIT(4096);
+        klp_rest_error_text(error, &line);
+        for (size_t i = 0; i < kelpie_error_reason_count(error); i++)
+            klp_buf_append_format(&line, "; %s", kelpie_error_reason(error, i));
+        klp_format(errand->why, sizeof(errand->why), "%s", klp_buf_text(&line));
+        sim_note("answer", "%s of %s: %s", errand->what, errand->agent, errand->why);
+    }
+    kelpie_error_free(error);
+}
+
+bool host_expect(const struct errand *errand)
+{
+    if (kelpie_is_ok(errand->outcome))
+        return true;
+    sim_fail(SIM_LIVENESS, "%s of %s on node %s %s: %s", errand->what, errand->agent,
+             errand->host->name, kelpie_is_unknown(errand->outcome) ? "is unknown" : "failed",
+             errand->lost ? "its daemon died" : errand->why);
+    return false;
+}
+
+/* ---- opening and closing */
+
+static kelpie_outcome host_wire(const struct kelpie_op *op, struct host *host,
+                                struct kelpie_error **err)
+{
+    char path[64];
+    klp_format(path, sizeof(path), "/%s/state", host->name);
+    KLP_REQUIRE(klp_dir_open(host->env, path, true, &host->state_dir, err));
+    KLP_REQUIRE(klp_dir_open_at(host->state_dir, "vms", true, &host->vms_dir, err));
+    KLP_REQUIRE(klp_store_local_create(host->env, "/shared/store", &host->store, err));
+    host->registry = sim_registry_create(host->env, host->rows);
+    host->factory = sim_factory_create(host->env, host->vms_dir, KLP_ARCH_X86_64);
+    struct klp_node_options options = {.env = host->env,
+                                       .name = host->name,
+                                       .endpoint = host->peer->endpoint,
+                                       .state_dir = host->state_dir,
+                                       .store = host->store,
+                                       .registry = host->registry,
+                                       .factories = &host->factory,
+                                       .factory_count = 1,
+                                       .lease_ttl_ms = 30000,
+                                       .boot_timeout_ms = 60000};
+    return klp_node_open(op, &options, &host->node, err);
+}
+
+static void open_run(void *arg)
+{
+    struct errand *errand = arg;
+    struct kelpie_error *error = NULL;
+    struct kelpie_op op = errand_op(errand);
+    kelpie_outcome outcome = host_wire(&op, errand->host, &error);
+    errand_end(errand, outcome, error);
+}
+
+bool host_open(struct host *host)
+{
+    struct errand errand = {.host = host, .agent = "node", .what = "open"};
+    host->peer = &sim_world->peers[host->index];
+    host->node = NULL;
+    host->env = &sim_world->envs[host->index]->base;
+    host->domain = sim_domain_create(host->index, host->name);
+    klp_format(host->peer->endpoint, sizeof(host->peer->endpoint), "sim:%s", host->name);
+    host->peer->env = sim_world->envs[host->index];
+    host->peer->domain = host->domain;
+    errand_run(&errand, open_run);
+    host->peer->node = host->node;
+    return host_expect(&errand);
+}
+
+static bool leftover(void *arg, const char *name)
+{
+    const struct host *host = arg;
+    sim_fail(SIM_SAFETY, "node %s leaves the folder of VM %s behind", host->name, name);
+    return true;
+}
+
+static void close_run(void *arg)
+{
+    struct errand *errand = arg;
+    struct host *host = errand->host;
+    struct kelpie_op op = errand_op(errand);
+    bool stop = strcmp(errand->what, "stop") == 0;
+    while (host->peer->calls > 0)
+        sim_wait_source(&host->peer->idle, SIM_NEVER, "requests to end");
+    klp_node_close(&op, host->node, stop);
+    if (stop)
+        KLP_IGNORE(klp_dir_list(host->vms_dir, leftover, host, NULL));
+    klp_vm_factory_destroy(host->factory);
+    klp_registry_destroy(host->registry);
+    klp_store_destroy(host->store);
+    klp_dir_close(host->vms_dir);
+    klp_dir_close(host->state_dir);
+    host->node = NULL;
+    errand_end(errand, KLP_OK, NULL);
+}
+
+void host_close(struct host *host, bool stop)
+{
+    struct errand errand = {.host = host, .agent = "node", .what = stop ? "stop" : "leave"};
+    host->peer->node = NULL;
+    errand_run(&errand, close_run);
+}
+
+/* ---- what an operator asks for */
+
+static bool collect(void *arg, bool is_stderr, const void *data, size_t size)
+{
+    struct errand *errand = arg;
+    (void)is_stderr;
+    if (size > sizeof(errand->text) - 1 - errand->text_size)
+        size = sizeof(errand->text) - 1 - errand->text_size;
+    memcpy(errand->text + errand->text_size, data, size);
+    errand->text_size += size;
+    return true;
+}
+
+static void exec_run(void *arg)
+{
+    struct errand *errand = arg;
+    struct kelpie_error *error = NULL;
+    struct kelpie_exec exec = {.argv = errand->argv, .output = collect, .arg = errand};
+    struct kelpie_exec_status status = {.exit_code = -1};
+    struct kelpie_op op = errand_op(errand);
+    kelpie_outcome outcome =
+        klp_node_exec(&op, errand->host->node, errand->agent, &exec, &status, &error);
+    errand->exit_code = status.exit_code;
+    errand_end(errand, outcome, error);
+}
+
+void host_exec(struct errand *errand)
+{
+    errand->what = errand->argv[0];
+    errand->text_size = 0;
+    memset(errand->text, 0, sizeof(errand->text));
+    errand_run(errand, exec_run);
+    if (kelpie_is_ok(errand->outcome))
+        sim_note("exec", "%s on %s: %d %.*s", errand->what, errand->agent, (int)errand->exit_code,
+                 (int)strcspn(errand->text, "\n"), errand->text);
+}
+
+static void create_run(void *arg)
+{
+    struct errand *errand = arg;
+    struct kelpie_error *error = NULL;
+    struct kelpie_op op = errand_op(errand);
+    struct klp_agent_request request = {.memory_bytes = 128ull * KLP_MIB, .start = true};
+    klp_text_copy(request.name, sizeof(request.name), errand->agent);
+    klp_text_copy(request.image, sizeof(request.image), "base");
+    kelpie_outcome outcome =
+        klp_node_agent_create(&op, errand->host->node, &request, &errand->info, &error);
+    if (kelpie_is_ok(outcome))
+        klp_agent_info_finish(&errand->info);
+    errand_end(errand, outcome, error);
+}
+
+void host_create(struct errand *errand)
+{
+    errand->what = "create";
+    errand_run(errand, create_run);
+}
+
+static void verb_run(void *arg)
+{
+    struct errand *errand = arg;
+    struct klp_node *node = errand->host->node;
+    struct kelpie_error *error = NULL;
+    struct kelpie_op op = errand_op(errand);
+    kelpie_outcome outcome;
+    if (strcmp(errand->what, "start") == 0)
+        outcome = klp_node_agent_start(&op, node, errand->agent, &error);
+    else if (strcmp(errand->what, "resume") == 0)
+        outcome = klp_node_agent_resume(&op, node, errand->agent, &error);
+    else
+        outcome = klp_node_agent_remove(&op, node, errand->agent, true, &error);
+    errand_end(errand, outcome, error);
+}
+
+void host_verb(struct errand *errand)
+{
+    errand_run(errand, verb_run);
+}
+
+static void look_run(void *arg)
+{
+    struct errand *errand = arg;
+    struct kelpie_error *error = NULL;
+    struct klp_agent_info info;
+    struct kelpie_op op = errand_op(errand);
+    kelpie_outcome outcome =
+        klp_node_agent_get(&op, errand->host->node, errand->agent, &info, &error);
+    if (kelpie_is_ok(outcome)) {
+        errand->info = info;
+        errand->info.console_tail = NULL;
+        klp_agent_info_finish(&info);
+    }
+    errand_end(errand, outcome, error);
+}
+
+void host_look(struct errand *errand)
+{
+    errand->what = "look";
+    errand_run(errand, look_run);
+}
+
+static kelpie_outcome operation_do(const struct kelpie_op *op, struct errand *errand,
+                                   struct klp_operation_info *out, struct kelpie_error **err)
+{
+    char id[KLP_ID_SIZE];
+    struct klp_node *node = errand->host->node;
+    KLP_TRY(klp_node_operation_begin(op, node, errand->kind, errand->agent, &errand->request, NULL,
+                                     id, err));
+    return klp_node_operation_get(op, node, id, HOST_OP_MS, out, err);
+}
+
+static void operate_run(void *arg)
+{
+    struct errand *errand = arg;
+    struct kelpie_error *error = NULL;
+    struct klp_operation_info info;
+    struct kelpie_op op = klp_op_plain(errand->host->env, 2 * HOST_OP_MS);
+    kelpie_outcome outcome = operation_do(&op, errand, &info, &error);
+    if (kelpie_is_ok(outcome)) {
+        if (info.state != KLP_OPERATION_DONE) {
+            outcome.kind = info.state == KLP_OPERATION_FAILED ? KELPIE_FAIL : KELPIE_UNKNOWN;
+            error = KLP_TAKE(&info.error);
+        } else {
+            sim_note("operation", "%s of %s: blackout_us=%llu", info.kind, errand->agent,
+                     (unsigned long long)info.blackout_us);
+        }
+        for (size_t i = 0; info.results != NULL && i < HOST_RESULTS && info.results[i] != NULL; i++)
+            klp_text_copy(errand->results[i], KLP_NAME_SIZE, info.results[i]);
+        klp_operation_info_finish(&info);
+    }
+    errand_end(errand, outcome, error);
+}
+
+void host_operate(struct errand *errand)
+{
+    static const char *const names[] = {"suspend", "fork", "restore", "teleport"};
+    errand->what = names[errand->kind];
+    errand_run(errand, operate_run);
+}
