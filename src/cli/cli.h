@@ -143,6 +143,10 @@ KELPIE_MUST_USE kelpie_outcome cli_operate(struct cli *cli, const char *path,
                                            const struct klp_action_request *action,
                                            struct klp_json **out, struct kelpie_error **err);
 
+/* ---- nodes.c: what `kelpied --doctor` says of this machine */
+KELPIE_MUST_USE kelpie_outcome cli_doctor_here(struct cli *cli, struct klp_json **out,
+                                               struct kelpie_error **err);
+
 /* ---- the verbs */
 cli_run verb_run, verb_create, verb_ps, verb_inspect, verb_status, verb_exec, verb_shell, verb_logs,
     verb_cp, verb_start, verb_stop, verb_kill, verb_rm, verb_pause, verb_resume, verb_suspend,

@@ -108,8 +108,7 @@ kelpie_outcome verb_events(struct cli *cli, struct kelpie_error **err)
 
 /* Without a daemon the program itself is asked: what keeps it from starting is what matters then.
  */
-static kelpie_outcome doctor_ask_program(struct cli *cli, struct klp_json **out,
-                                         struct kelpie_error **err)
+kelpie_outcome cli_doctor_here(struct cli *cli, struct klp_json **out, struct kelpie_error **err)
 {
     __attribute__((cleanup(klp_auto_buf))) struct klp_buf text = KLP_BUF_INIT(DOCTOR_MAX);
     char *program = cli_program_path("kelpied");
@@ -161,7 +160,7 @@ kelpie_outcome verb_doctor(struct cli *cli, struct kelpie_error **err)
     if (!kelpie_is_ok(outcome) && !cli->host_given &&
         kelpie_error_code(error) == KELPIE_E_UNREACHABLE) {
         klp_error_clear(&error);
-        outcome = doctor_ask_program(cli, &document, &error);
+        outcome = cli_doctor_here(cli, &document, &error);
     }
     klp_error_move(err, &error);
     KLP_TRY(outcome);

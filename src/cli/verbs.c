@@ -75,6 +75,9 @@ static const struct cli_flag events_flags[] = {
     {'n', "no-follow", NULL, "do not wait for more"},
     END};
 
+static const struct cli_flag demo_flags[] = {
+    {0, "backend", "B", "qemu or mock (default: a real one, if any can run here)"}, END};
+
 #define VERB(name_, words_, min_, max_, summary_, flags_, run_)                                    \
     {                                                                                              \
         .name = name_, .words = words_, .summary = summary_, .flags = flags_, .words_min = min_,   \
@@ -162,7 +165,7 @@ const struct cli_verb cli_verbs[] = {
     VERB("ops wait", "ID", 1, 1, "wait for an operation's end", NULL, verb_ops_wait),
     VERB("ops cancel", "ID", 1, 1, "cancel an operation", NULL, verb_ops_cancel),
     VERB("doctor", "", 0, 0, "what this machine can do, and what mends it", NULL, verb_doctor),
-    RESERVED("demo"),
+    VERB("demo", "", 0, 0, "suspend, teleport and fork on this machine", demo_flags, verb_demo),
     VERB("version", "", 0, 0, "versions of client and daemon", NULL, verb_version),
     RESERVED("attach"),
     RESERVED("console"),
