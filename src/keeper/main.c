@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/ext/ext.h"
@@ -82,17 +83,14 @@ static void limits_set(void)
     sigaction(SIGINT, &ignore, NULL);
 }
 
-/* The folder goes with its keeper: what is in it was ours. */
-static void folder_remove(const char *dir)
+/* What lay in it is gone. The next keeper of this VM may live in a new folder of that name by now.
+ */
+static void folder_remove(struct klp_dir *dir)
 {
-    static const char *const names[] = {"keeper",      "keeper.lock", "keeper.log",
-                                        "console.log", "qmp.sock",    "agent.sock"};
-    char path[4096];
-    for (size_t i = 0; i < KLP_COUNT(names); i++) {
-        klp_format(path, sizeof(path), "%s/%s", dir, names[i]);
-        unlink(path);
-    }
-    rmdir(dir);
+    struct stat ours, there;
+    if (fstat(klp_dir_fd(dir), &ours) == 0 && lstat(klp_dir_path(dir), &there) == 0 &&
+        ours.st_ino == there.st_ino && ours.st_dev == there.st_dev)
+        rmdir(klp_dir_path(dir));
 }
 
 static bool run(const struct arguments *arguments, struct kelpie_error **err)
@@ -111,7 +109,7 @@ static bool run(const struct arguments *arguments, struct kelpie_error **err)
     bool fine = kelpie_is_ok(klp_keeper_serve(env, &serving, err));
     hypervisor->ops->destroy(hypervisor);
     if (fine)
-        folder_remove(arguments->dir);
+        folder_remove(dir);
     return fine;
 }
 

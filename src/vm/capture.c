@@ -55,20 +55,23 @@ static kelpie_outcome capture(const struct kelpie_op *op, struct kelpie_vm *vm, 
     return outcome;
 }
 
-/* FAIL: it is as it was. UNKNOWN: it may still stand still. */
+/* FAIL: it is as it was, or dead. UNKNOWN: it may still stand still. */
 static kelpie_outcome capture_undo(const struct kelpie_op *op, struct kelpie_vm *vm,
                                    uint32_t reason, bool was_held, struct kelpie_error **err)
 {
     struct kelpie_op cleanup = klp_op_cleanup(op, VM_CLEANUP_MS);
     struct kelpie_error *why = NULL;
-    if (was_held || !vm_is_live(vm) || kelpie_is_ok(klp_vm_release(&cleanup, vm, reason, &why)) ||
-        !vm_is_live(vm)) {
-        klp_error_clear(&why);
-        return (kelpie_outcome){KELPIE_FAIL};
-    }
-    klp_error_reason_add(err, "and it could not be let go on: %s", kelpie_error_message(why));
+    kelpie_outcome failed = {KELPIE_FAIL};
+    if (was_held || kelpie_is_ok(klp_vm_release(&cleanup, vm, reason, &why)))
+        return vm_explain(op, vm, failed, err);
+    vm_news_wait(vm); /* that it is dead may not have been told yet */
+    bool live = vm_is_live(vm);
+    if (live)
+        klp_error_reason_add(err, "and it could not be let go on: %s", kelpie_error_message(why));
+    else
+        failed = vm_ended(op, vm, err);
     klp_error_clear(&why);
-    return (kelpie_outcome){KELPIE_UNKNOWN};
+    return live ? (kelpie_outcome){KELPIE_UNKNOWN} : failed;
 }
 
 kelpie_outcome klp_vm_capture(const struct kelpie_op *op, struct kelpie_vm *vm, uint32_t reason,
@@ -92,7 +95,6 @@ kelpie_outcome klp_vm_capture(const struct kelpie_op *op, struct kelpie_vm *vm, 
         *out = taken;
     } else {
         klp_capture_finish(&taken);
-        outcome = vm_explain(op, vm, outcome, &why);
         outcome = capture_undo(op, vm, reason, was_held, &why);
     }
     vm_end(vm);

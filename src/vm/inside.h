@@ -126,8 +126,13 @@ KELPIE_MUST_USE kelpie_outcome vm_kill(const struct kelpie_op *op, struct kelpie
                                        struct kelpie_error **err);
 /* The guest exists from now on; CRASHED when its end came first. */
 KELPIE_MUST_USE kelpie_outcome vm_born(struct kelpie_vm *vm, struct kelpie_error **err);
-/* After `answer_code` ended a call: was it the VM's death? Replaces *err with CRASHED and the
- * reasons. */
+/* Something broke: waits a moment for the news that the VM has ended. */
+void vm_news_wait(struct kelpie_vm *vm);
+/* It is not live any more: *err becomes CRASHED or STATE, with the reason and the last console
+ * lines. */
+KELPIE_MUST_USE kelpie_outcome vm_ended(const struct kelpie_op *op, struct kelpie_vm *vm,
+                                        struct kelpie_error **err);
+/* A call ended with *err: was it the VM's end? Then as vm_ended. */
 KELPIE_MUST_USE kelpie_outcome vm_explain(const struct kelpie_op *op, struct kelpie_vm *vm,
                                           kelpie_outcome outcome, struct kelpie_error **err);
 

@@ -104,7 +104,7 @@ kelpie_outcome vm_born(struct kelpie_vm *vm, struct kelpie_error **err)
                                                                          : ended_error(vm, err);
 }
 
-static void news_wait(struct kelpie_vm *vm)
+void vm_news_wait(struct kelpie_vm *vm)
 {
     struct kelpie_op op = klp_op_plain(vm->env, NEWS_MS);
     klp_mutex_lock(vm->mutex);
@@ -113,22 +113,27 @@ static void news_wait(struct kelpie_vm *vm)
     klp_mutex_unlock(vm->mutex);
 }
 
+kelpie_outcome vm_ended(const struct kelpie_op *op, struct kelpie_vm *vm, struct kelpie_error **err)
+{
+    struct kelpie_op cleanup = klp_op_cleanup(op, CONSOLE_MS);
+    klp_error_clear(err);
+    kelpie_outcome outcome = ended_error(vm, err);
+    vm_console_explain(&cleanup, vm, err);
+    return outcome;
+}
+
 kelpie_outcome vm_explain(const struct kelpie_op *op, struct kelpie_vm *vm, kelpie_outcome outcome,
                           struct kelpie_error **err)
 {
     enum kelpie_code code = klp_error_code(err);
-    bool broken = code == KELPIE_E_UNREACHABLE || code == KELPIE_E_PROTOCOL;
-    if (kelpie_is_ok(outcome))
+    bool broken =
+        code == KELPIE_E_UNREACHABLE || code == KELPIE_E_PROTOCOL || code == KELPIE_E_CRASHED;
+    if (kelpie_is_ok(outcome) || !broken)
         return outcome;
-    if (broken)
-        news_wait(vm);
-    if (vm_is_live(vm) || (!broken && code != KELPIE_E_CRASHED))
-        return outcome;
-    struct kelpie_op cleanup = klp_op_cleanup(op, CONSOLE_MS);
-    klp_error_clear(err);
-    outcome = ended_error(vm, err);
-    vm_console_explain(&cleanup, vm, err);
-    return outcome;
+    vm_news_wait(vm);
+    enum kelpie_vm_state state = kelpie_vm_state(vm);
+    bool ended = state == KELPIE_VM_CRASHED || state == KELPIE_VM_STOPPED;
+    return ended ? vm_ended(op, vm, err) : outcome;
 }
 
 /* ---- orders */
@@ -312,6 +317,7 @@ void vm_keeper_leave(struct kelpie_vm *vm)
         KLP_IGNORE(klp_cond_wait(&op, vm->changed, vm->mutex, NULL));
     dir = KLP_TAKE(&vm->dir);
     vm->exiting = vm->lost = vm->used = vm->prepared = vm->dead = false;
+    vm->pid = 0;
     klp_mutex_unlock(vm->mutex);
     klp_keeper_client_destroy(client);
     if (dir != NULL)

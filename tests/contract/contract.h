@@ -30,6 +30,11 @@ static inline void contract_ok_at(struct contract_answer answer, const char *fil
         return;
     print_error("%s:%d: outcome %d: %s\n", file, line, (int)answer.outcome.kind,
                 answer.err != NULL ? kelpie_error_message(answer.err) : "(no error)");
+    for (size_t i = 0; i < kelpie_error_reason_count(answer.err); i++)
+        print_error("    %s\n", kelpie_error_reason(answer.err, i));
+    for (const struct kelpie_error *at = kelpie_error_cause(answer.err); at != NULL;
+         at = kelpie_error_cause(at))
+        print_error("  because: %s\n", kelpie_error_message(at));
     kelpie_error_free(answer.err);
     fail();
 }

@@ -69,6 +69,17 @@ static void cat(struct mock_engine *engine, struct mock_channel *channel)
     klp_buf_append(&channel->out, mock_file_area(engine, &area_size) + file->offset, file->size);
 }
 
+/* Of K=V texts, by K. */
+static int name_compare(const char *a, const char *b)
+{
+    size_t at = 0;
+    while (a[at] == b[at] && a[at] != '=' && a[at] != 0)
+        at++;
+    int left = a[at] == '=' ? 0 : (unsigned char)a[at];
+    int right = b[at] == '=' ? 0 : (unsigned char)b[at];
+    return left - right;
+}
+
 /* What exec added to the defaults comes from the frame; sorted by name, the later of the same name
  * wins. */
 static void env_print(struct mock_engine *engine, struct mock_channel *channel,
@@ -91,13 +102,19 @@ static void env_print(struct mock_engine *engine, struct mock_channel *channel,
          offset += strlen((char *)added.data + offset) + 1)
         entries[count++] = (char *)added.data + offset;
     for (size_t i = 1; i < count; i++) /* insertion: stable, and few */
-        for (size_t k = i; k > 0 && strcmp(entries[k - 1], entries[k]) > 0; k--) {
+        for (size_t k = i; k > 0 && name_compare(entries[k - 1], entries[k]) > 0; k--) {
             const char *swap = entries[k];
             entries[k] = entries[k - 1];
             entries[k - 1] = swap;
         }
-    for (size_t i = 0; i < count; i++)
-        klp_buf_append_format(&channel->out, "%s\n", entries[i]);
+    for (size_t i = 0; i < count; i++) {
+        size_t name = 0;
+        while (entries[i][name] != 0 && entries[i][name] != '=')
+            name++;
+        bool later = i + 1 < count && strncmp(entries[i], entries[i + 1], name + 1) == 0;
+        if (!later)
+            klp_buf_append_format(&channel->out, "%s\n", entries[i]);
+    }
 }
 
 void mock_word_run(struct mock_engine *engine, struct mock_channel *channel,
@@ -137,6 +154,7 @@ void mock_word_run(struct mock_engine *engine, struct mock_channel *channel,
         return;
     case KLP_WORD_CRASH:
         engine->crashed = true;
+        channel->ended = false; /* the dead answer nothing */
         klp_format(engine->console, sizeof(engine->console),
                    "mock guest: crashed as it was told to");
         return;

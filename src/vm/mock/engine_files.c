@@ -120,10 +120,13 @@ void mock_put_data(struct mock_engine *engine, struct mock_channel *channel, str
         if (event == KLP_TAR_NEED_MORE)
             break;
     }
+    channel->tar_ended = channel->tar_ended || event == KLP_TAR_END;
     if (event == KLP_TAR_BAD)
         mock_error(engine, channel->id, kelpie_error_code(error), kelpie_error_message(error));
     else if (!fits)
         mock_error(engine, channel->id, KELPIE_E_NO_SPACE, "no room for that file in a mock guest");
+    else if (end && !channel->tar_ended)
+        mock_error(engine, channel->id, KELPIE_E_CORRUPT, "the archive is cut off");
     else if (end)
         mock_done(engine, channel->id);
     if (event == KLP_TAR_BAD || !fits || end)

@@ -123,8 +123,10 @@ static int guest_run(struct guest *guest)
             return 0; /* nobody keeps us any more */
         if (!guest->loaded || guest->stopped)
             continue;
-        if ((polled[1].revents & POLLIN) != 0)
+        if ((polled[1].revents & POLLIN) != 0) {
+            guest_step(guest); /* what is read is of now, not of the last step */
             guest_read(guest);
+        }
         guest_step(guest);
         if (guest->engine.console[0] != 0)
             dprintf(STDERR_FILENO, "%s\n", guest->engine.console);
