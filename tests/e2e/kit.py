@@ -4,6 +4,7 @@
 Only built programs are used, from $KELPIE_BUILD. Each test is a function whose name begins with test_; run_tests
 prints TAP. A test that cannot run raises Skip with the reason."""
 
+import atexit
 import json
 import os
 import shutil
@@ -131,14 +132,34 @@ class Node:
         return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
 
 
+_seed = None  # a store with image and template, made once for all worlds of real guests
+
+
+def store_seed(backend):
+    """Building an image and booting its template is the slow part of a world of real guests: done once, copied."""
+    global _seed
+    if _seed is None:
+        with World(backend=backend, seeded=False) as world:
+            node = world.node("seed")
+            node.cli("image", "build", "base").ok("image build")
+            node.cli("run", "-d", "--name", "first").ok("run")
+            node.cli("rm", "-f", "first").ok("rm")
+            _seed = tempfile.mkdtemp(prefix="kelpie-seed-")
+            atexit.register(shutil.rmtree, _seed, True)
+            shutil.copytree(world.store, os.path.join(_seed, "store"))
+    return os.path.join(_seed, "store")
+
+
 class World:
     """A folder, a store, a registry, nodes. Leaves nothing behind, and checks that nothing was left."""
 
-    def __init__(self, backend="mock", lease="6s"):
+    def __init__(self, backend="mock", lease="6s", seeded=True):
         self.root = tempfile.mkdtemp(prefix="kelpie-e2e-")
         self.store = os.path.join(self.root, "store")
         self.registry = os.path.join(self.root, "registry.db")
         self.backend, self.lease, self.nodes = backend, lease, []
+        if backend == "qemu" and seeded:
+            shutil.copytree(store_seed(backend), self.store)
 
     def node(self, name, **options):
         node = Node(self, name, self.backend)
