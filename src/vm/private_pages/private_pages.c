@@ -66,7 +66,12 @@ bool klp_pagemap_scan_works(void)
     return count == 1; /* our own stack is there and private */
 }
 
-/* The same from the table of entries: bit 63 present, 62 swapped, 61 of a file or shared. */
+bool klp_pagemap_entry_is_private(uint64_t entry)
+{
+    return (entry >> 62) != 0 && (entry >> 61 & 1) == 0;
+}
+
+/* The same from the table of entries. */
 static int scan_table(int fd, uint64_t start, uint64_t end, struct page_region *runs,
                       uint64_t *next)
 {
@@ -79,9 +84,7 @@ static int scan_table(int fd, uint64_t start, uint64_t end, struct page_region *
         if (got <= 0)
             return got < 0 ? -errno : -EIO;
         for (size_t i = 0; i < (size_t)got / 8; i++, at += PAGE) {
-            uint64_t entry = entries[i];
-            bool is_private =
-                ((entry >> 63 & 1) != 0 && (entry >> 61 & 1) == 0) || (entry >> 62 & 1) != 0;
+            bool is_private = klp_pagemap_entry_is_private(entries[i]);
             if (is_private && count > 0 && runs[count - 1].end == at) {
                 runs[count - 1].end = at + PAGE;
             } else if (is_private && count == RUNS_MAX) {
@@ -114,9 +117,11 @@ bool klp_mapping_find(int pid, int memory_fd, uint64_t size, struct klp_mapping 
     while (!found && fgets(line, sizeof(line), maps) != NULL) {
         unsigned long long start, end, offset, inode;
         unsigned major_number, minor_number;
-        if (sscanf(line, "%llx-%llx %*s %llx %x:%x %llu", &start, &end, &offset, &major_number,
-                   &minor_number, &inode) != 6 ||
-            inode != facts.st_ino || makedev(major_number, minor_number) != facts.st_dev)
+        char rights[5];
+        if (sscanf(line, "%llx-%llx %4s %llx %x:%x %llu", &start, &end, rights, &offset,
+                   &major_number, &minor_number, &inode) != 7 ||
+            rights[3] != 'p' || inode != facts.st_ino ||
+            makedev(major_number, minor_number) != facts.st_dev)
             continue;
         if (offset == 0)
             begin = start;
@@ -129,7 +134,7 @@ bool klp_mapping_find(int pid, int memory_fd, uint64_t size, struct klp_mapping 
     if (!found)
         return klp_refuse(err, KELPIE_E_NOT_FOUND,
                           "process %d does not map the guest's memory in one stretch", pid);
-    *out = (struct klp_mapping){pid, begin, size};
+    *out = (struct klp_mapping){.pid = pid, .address = begin, .size = size};
     return true;
 }
 
@@ -187,7 +192,7 @@ static kelpie_outcome pages_gather(const struct kelpie_op *op, const struct klp_
 {
     struct page_region runs[RUNS_MAX];
     struct batch batch = {.pid = mapping->pid, .reads = true};
-    bool by_ioctl = klp_pagemap_scan_works();
+    bool by_ioctl = !mapping->by_table && klp_pagemap_scan_works();
     uint64_t end = mapping->address + mapping->size, at = mapping->address;
     *out_pages = 0;
     while (at < end) {
