@@ -7,6 +7,7 @@
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/utsname.h>
 
 #include "base/limits.h"
 #include "vm/private_pages/private_pages.h"
@@ -365,6 +366,21 @@ static void test_vm_private_pages__swapped_ones_count(void **state)
     copy_and_compare(state, SIZE, run_paged_out, is_other, written_byte, count);
 }
 
+/* Otherwise the slower way would be taken for ever, and nobody would notice. */
+static void test_vm_private_pages__the_scan_is_found_where_the_kernel_has_it(void **state)
+{
+    struct utsname system;
+    unsigned major_number = 0, minor_number = 0;
+    (void)state;
+    assert_int_equal(uname(&system), 0);
+    assert_int_equal(sscanf(system.release, "%u.%u", &major_number, &minor_number), 2);
+    if (major_number < 6 || (major_number == 6 && minor_number < 7)) {
+        print_message("Linux %s is older than PAGEMAP_SCAN (6.7)\n", system.release);
+        skip();
+    }
+    assert_true(klp_pagemap_scan_works());
+}
+
 /* ---- finding the mapping */
 
 static void find_fails(struct kit *kit, int pid, struct klp_handle memory, uint64_t size)
@@ -544,6 +560,7 @@ int main(void)
         KIT_TEST(test_vm_private_pages__pieces_of_a_mapping_count_as_one),
         KIT_TEST(test_vm_private_pages__entries_of_the_table),
         KIT_TEST(test_vm_private_pages__swapped_ones_count),
+        KIT_TEST(test_vm_private_pages__the_scan_is_found_where_the_kernel_has_it),
         KIT_TEST(test_vm_private_pages__a_mapping_that_is_not_there),
         KIT_TEST(test_vm_private_pages__a_mapping_with_a_hole_is_none),
         KIT_TEST(test_vm_private_pages__a_shared_mapping_is_none),
