@@ -206,5 +206,6 @@ void sim_scenario_teleport(void *arg)
         return;
     host_close(&story.hosts[1], true);
     host_close(&story.hosts[0], true);
+    sim_park(sim_world->now_ns + KLP_SECOND, "keepers that were told to end");
     sim_registry_rows_destroy(story.rows);
 }

@@ -254,21 +254,35 @@ static void console_save(const struct kelpie_op *op, struct node_agent *agent)
         KLP_IGNORE(klp_file_write_all(dir, "console", console, strlen(console), NULL));
 }
 
-/* The registry gave the agent to somebody else while its VM was here and no move was under way. */
+static bool is_handed_off(struct node_agent *agent)
+{
+    KLP_AUTO(file) struct klp_file *note = NULL;
+    return klp_file_open(agent->node->notes_dir, agent->id, &note, NULL);
+}
+
+/* The registry gave the agent to somebody else while its VM was here. By a move of ours the VM
+ * stays until the agent runs there: nobody but settling decides that. */
 static void agent_lost(const struct kelpie_op *op, struct node_agent *agent)
 {
     struct klp_agent_record record;
+    char owner[KLP_NAME_SIZE];
     if (!kelpie_is_ok(klp_registry_get(op, agent->node->host.registry, agent->id, &record, NULL)))
         return;
-    bool ours = strcmp(record.owner, agent->node->name) == 0;
+    klp_text_copy(owner, sizeof(owner), record.owner);
+    bool ours = strcmp(owner, agent->node->name) == 0;
     if (ours)
         record_adopt(agent, &record);
     else
         klp_agent_record_finish(&record);
     if (ours)
         return;
-    event_post(agent->node, "agent.lost", agent->name, "node '%s' owns it now", record.owner);
+    if (agent->life != NULL && is_handed_off(agent)) {
+        chore_post(agent->node, CHORE_SETTLE, agent->id, NULL, "");
+        return;
+    }
+    event_post(agent->node, "agent.lost", agent->name, "node '%s' owns it now", owner);
     life_end(op, agent, false);
+    KLP_IGNORE(klp_dir_remove(agent->node->notes_dir, agent->id, NULL));
     agent_forget(agent);
 }
 

@@ -660,6 +660,10 @@ static kelpie_outcome peer_accept(const struct kelpie_op *op, struct klp_node *n
     out->epoch = record.epoch;
     klp_text_copy(out->state, sizeof(out->state), klp_agent_state_name(record.state));
 
+    struct node_agent *former = agent_find_id(node, record.id);
+    if (former != NULL && former->life == NULL) /* it rested here once, and was taken elsewhere */
+        agent_forget(former);
+    agent_put(former);
     struct node_agent *agent = agent_add(node, &record);
     struct kelpie_error *error = NULL;
     AUTO_AGENT struct node_agent *held = agent;

@@ -135,8 +135,11 @@ static kelpie_outcome adopt_agent(const struct kelpie_op *op, struct klp_node *n
     KLP_TRY(slot_take(op, agent, err));
     if (held->life != NULL)
         return klp_fail(err, KELPIE_E_CONFLICT, "'%s' has another VM here", agent->name);
-    if (!agent_load(agent, NULL))
-        klp_log(op->env, KLP_LOG_WARN, "recover.config", "agent=%s", agent->name);
+    struct kelpie_error *error = NULL;
+    if (!kelpie_is_ok(agent_know(op, agent, &error)))
+        klp_log(op->env, KLP_LOG_WARN, "recover.config", "agent=%s error=%s", agent->name,
+                kelpie_error_message(error));
+    klp_error_clear(&error);
     if (fate == FATE_ADOPT)
         return adopt_running(op, node, agent, vm, err);
     life_begin(agent, vm); /* it stands still by its HANDOFF hold, or its lease */
@@ -188,7 +191,13 @@ static void vm_recover(struct scan *scan, const char *vm_id)
         kelpie_vm_destroy(&cleanup, vm);
         return;
     }
-    enum fate fate = fate_of(node, &record, note_get(node, agent_id, &note));
+    bool has_note = note_get(node, agent_id, &note);
+    if (has_note && record.state == KLP_AGENT_RUNNING && record.epoch > note.epoch &&
+        strcmp(record.owner, node->name) == 0) { /* of a move that is over: it runs here since */
+        KLP_IGNORE(klp_dir_remove(node->notes_dir, agent_id, NULL));
+        has_note = false;
+    }
+    enum fate fate = fate_of(node, &record, has_note);
     kelpie_outcome outcome = KLP_OK;
     if (fate != FATE_DESTROY)
         outcome = adopt_agent(&op, node, &record, vm, fate, &error);
@@ -251,7 +260,7 @@ static void record_recover(const struct kelpie_op *op, struct klp_node *node, co
             return;
         agent = agent_add(node, &record);
         klp_agent_record_finish(&record);
-        if (!agent_load(agent, &error))
+        if (!kelpie_is_ok(agent_know(op, agent, &error)))
             klp_log(op->env, KLP_LOG_WARN, "recover.config", "agent=%s error=%s", agent->name,
                     kelpie_error_message(error));
         klp_error_clear(&error);

@@ -88,6 +88,25 @@ void agent_forget(struct node_agent *agent)
         agent_put(agent); /* the table's reference */
 }
 
+kelpie_outcome agent_know(const struct kelpie_op *op, struct node_agent *agent,
+                          struct kelpie_error **err)
+{
+    struct klp_manifest manifest;
+    struct kelpie_error *error = NULL;
+    if (agent_load(agent, &error))
+        return KLP_OK;
+    if (klp_digest_is_zero(&agent->record.manifest)) {
+        klp_error_move(err, &error);
+        return (kelpie_outcome){KELPIE_FAIL};
+    }
+    klp_error_clear(&error);
+    KLP_TRY(klp_snapshot_load(op, &agent->node->host.snapshots, &agent->record.manifest, &manifest,
+                              err));
+    bool taken = agent_take_manifest(agent, &manifest, err);
+    klp_manifest_finish(&manifest);
+    return taken ? KLP_OK : (kelpie_outcome){KELPIE_FAIL};
+}
+
 /* An agent of ours that only the registry knows: parked here, or moved here by an operator. */
 static kelpie_outcome agent_from_record(const struct kelpie_op *op, struct klp_node *node,
                                         const struct klp_agent_record *record,
@@ -95,15 +114,10 @@ static kelpie_outcome agent_from_record(const struct kelpie_op *op, struct klp_n
 {
     struct node_agent *agent = agent_add(node, record);
     kelpie_outcome outcome = KLP_OK;
-    if (!agent_load(agent, NULL) && !klp_digest_is_zero(&record->manifest)) {
-        struct klp_manifest manifest;
-        outcome = klp_snapshot_load(op, &node->host.snapshots, &record->manifest, &manifest, err);
-        if (kelpie_is_ok(outcome)) {
-            if (!agent_take_manifest(agent, &manifest, err))
-                outcome = (kelpie_outcome){KELPIE_FAIL};
-            klp_manifest_finish(&manifest);
-        }
-    }
+    if (!klp_digest_is_zero(&record->manifest))
+        outcome = agent_know(op, agent, err);
+    else
+        KLP_IGNORE(agent_load(agent, NULL));
     if (kelpie_is_ok(outcome)) {
         *out = agent;
         return outcome;
