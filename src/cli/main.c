@@ -168,8 +168,11 @@ static int run(struct cli *cli, int argc, char **argv)
         printf("kelpie %s\n", CLI_VERSION);
         return 0;
     }
-    if (!verb_call(cli, &error))
+    if (!verb_call(cli, &error)) {
+        if (strcmp(kelpie_error_remedy(error), "kelpie --help") == 0)
+            klp_error_remedy_set(&error, "kelpie %s --help", cli->args.verb->name);
         return cli_complain(error, cli->args.json, cli->args.verb->passes_status);
+    }
     return cli->status;
 }
 
