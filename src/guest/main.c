@@ -11,6 +11,7 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "base/fmt.h"
@@ -87,6 +88,8 @@ static void descriptors_provide(void)
     } while (fd >= 0 && fd <= 2);
     if (fd > 2)
         close(fd);
+    /* What whoever started us left open is none of the programs' business. */
+    syscall(SYS_close_range, 3u, ~0u, 1u << 2 /* CLOSE_RANGE_CLOEXEC */);
 }
 
 static void limits_raise(void)

@@ -8,12 +8,11 @@ again from its last snapshot; its memory is right; nothing is left behind. Backe
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "e2e"))
-from kit import BUILD, Failed, Skip, World, check, equal, run_tests, wait_until  # noqa: E402
+from kit import Skip, World, check, equal, run_tests, wait_until  # noqa: E402
 
 BACKEND = os.environ.get("KELPIE_TEST_BACKEND", "mock")
 
@@ -58,11 +57,6 @@ def settled(nodes):
     return look() or agent
 
 
-def running_places(w):
-    """Guests of this world that exist, whatever the registry says."""
-    return [words for words in w.processes().values() if "--mock-guest" in words or "qemu-system" in words]
-
-
 def verify(w, nodes):
     """The promise of the head of this file."""
     agent = settled(nodes)
@@ -78,7 +72,7 @@ def verify(w, nodes):
         equal(text, "pages=512 bad=0\n", "memory")
     first = int(owner.cli("exec", "k", "@count").ok("count").text())
     wait_until(lambda: int(owner.cli("exec", "k", "@count").text() or 0) > first, "the workload runs")
-    wait_until(lambda: len(running_places(w)) == 1, f"exactly one guest: {running_places(w)}", 20)
+    wait_until(lambda: len(w.guests()) == 1, "exactly one guest", 20)
     folders = [folder for node in nodes for folder in node.vm_folders()]
     equal(len(folders), 1, "folders of VMs")
     for node in nodes:
@@ -123,19 +117,14 @@ for _point in SUSPEND_POINTS:
         _point, ["suspend", "k"], "a")
 
 
-def keeper_of(w):
-    return [pid for pid, words in w.processes().items()
-            if "kelpie-keeper" in words and "--mock-guest" not in words and "qemu-system" not in words]
-
-
 def test_keeper_dies():
     with world() as w:
         a, b = w.node("a"), w.node("b")
         prepared(a)
-        for pid in keeper_of(w):
+        for pid in w.keepers():
             os.kill(pid, signal.SIGKILL)
         wait_until(lambda: a.state_of("k") == "crashed", "crashed")
-        wait_until(lambda: running_places(w) == [], "the guest died with its keeper")
+        wait_until(lambda: not w.guests(), "the guest died with its keeper")
         verify(w, [a, b])
 
 
@@ -172,14 +161,13 @@ def kill_command(w, asked):
 
 
 def kill_keepers(w, asked):
-    for pid in keeper_of(w):
+    for pid in w.keepers():
         os.kill(pid, signal.SIGKILL)
 
 
 def kill_guests(w, asked):
-    for pid, words in w.processes().items():
-        if "--mock-guest" in words or "qemu-system" in words:
-            os.kill(pid, signal.SIGKILL)
+    for pid in w.guests():
+        os.kill(pid, signal.SIGKILL)
 
 
 for _name, _victims in (("command", kill_command), ("keeper", kill_keepers), ("hypervisor", kill_guests)):

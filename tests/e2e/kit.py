@@ -167,20 +167,36 @@ class World:
         return node.start(**options)
 
     def processes(self):
-        """Every process that has to do with this world: pid -> command line."""
-        found = {}
+        """Every process that has to do with this world, children included: pid -> command line."""
+        everyone, found = {}, {}
         for pid in filter(str.isdigit, os.listdir("/proc")):
             try:
                 with open(f"/proc/{pid}/cmdline", "rb") as file:
                     words = file.read().replace(b"\0", b" ").decode("utf-8", "replace")
                 with open(f"/proc/{pid}/stat") as file:
-                    zombie = file.read().rsplit(")", 1)[1].split()[0] == "Z"
+                    state, parent = file.read().rsplit(")", 1)[1].split()[:2]
                 here = os.readlink(f"/proc/{pid}/cwd")
             except OSError:
                 continue
-            if (self.root in words or here.startswith(self.root)) and not zombie:
-                found[int(pid)] = words
+            if state != "Z":
+                everyone[int(pid)] = (int(parent), words, self.root in words or here.startswith(self.root))
+        for pid, (_, words, ours) in everyone.items():
+            at = pid
+            while not ours and everyone.get(at, (0,))[0] > 1:
+                at = everyone[at][0]
+                ours = at in everyone and everyone[at][2] and "kelpie" in everyone[at][1]
+            if ours:
+                found[pid] = words
         return found
+
+    def guests(self):
+        """Of those, the hypervisors: pid -> command line."""
+        return {pid: words for pid, words in self.processes().items()
+                if "--mock-guest" in words or os.path.basename(words.split(" ")[0]).startswith("qemu-system")}
+
+    def keepers(self):
+        return [pid for pid, words in self.processes().items()
+                if "kelpie-keeper" in words.split(" ")[0] and "--vm" in words]
 
     def memory_images(self):
         """Descriptors of memory objects held by this world's processes."""
