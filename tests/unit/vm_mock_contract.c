@@ -98,8 +98,8 @@ static bool keeper_find(void)
 
 int main(void)
 {
-    const struct klp_env_posix_options options = {.program = "vm_mock_contract",
-                                                  .level = KLP_LOG_ERROR};
+    const struct klp_env_posix_options options = {
+        .program = "vm_mock_contract", .level = KLP_LOG_ERROR, .test_points = true};
     struct kelpie_error *error = NULL;
     klp_text_copy(folder, sizeof(folder), "/tmp/kelpie-vm-mock-XXXXXX");
     if (!keeper_find()) {

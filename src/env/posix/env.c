@@ -177,6 +177,11 @@ void klp_env_posix_destroy(struct klp_env *env)
     klp_mem_free(posix_from_env(env));
 }
 
+bool klp_env_posix_test_points(struct klp_env *env)
+{
+    return posix_from_env(env)->options.test_points;
+}
+
 static enum kelpie_code code_of_errno(int number)
 {
     switch (number) {

@@ -23,6 +23,7 @@ struct klp_env_posix_options {
 KELPIE_MUST_USE bool klp_env_posix_create(const struct klp_env_posix_options *options,
                                           struct klp_env **out, struct kelpie_error **err);
 void klp_env_posix_destroy(struct klp_env *env);
+bool klp_env_posix_test_points(struct klp_env *env); /* as it was created */
 
 /* errno enters here and stops here: maps it to a code, adds strerror to the message. */
 KELPIE_MUST_USE bool klp_posix_refuse(struct kelpie_error **err, int error_number,

@@ -66,7 +66,7 @@ struct mock_channel {
     bool ended, timed_out, reads_input;
     bool is_done; /* ends with DONE instead of EXIT */
     struct klp_tar_reader *tar;
-    bool tar_ended; /* its own end was seen */
+    bool tar_ended;         /* its own end was seen */
     struct mock_file *file; /* PUT: the entry at hand */
     uint64_t follow_at;
     bool follow;

@@ -17,6 +17,7 @@
 
 #define CONSOLE_SIZE (16 * 1024)
 #define CONTROL_MS 5000
+#define GONE_MS 200 /* for a process that was killed to be reaped */
 
 struct mock_hypervisor {
     struct klp_hypervisor base;
@@ -28,7 +29,8 @@ struct mock_hypervisor {
     struct klp_mutex *mutex;
     char console[CONSOLE_SIZE]; /* ring, under the mutex */
     uint64_t console_end;
-    bool killed;
+    bool killed; /* under the mutex */
+    uint8_t order_number;
     const char *fault; /* KELPIE_MOCK_FAULT, or "" */
 };
 
@@ -63,59 +65,89 @@ static void console_run(void *arg)
 
 /* ---- control: one order, one answer */
 
+struct order {
+    char bytes[MOCK_ORDER_MAX];
+    size_t size;
+};
+
+static bool control_send(struct mock_hypervisor *mock, struct order *order, char letter)
+{
+    order->bytes[0] = letter;
+    order->bytes[1] = (char)++mock->order_number;
+    return send(mock->control_fd, order->bytes, order->size, MSG_NOSIGNAL) == (ssize_t)order->size;
+}
+
+/* What is left of orders that nobody waits for any more is passed over. */
+static kelpie_outcome control_receive(const struct kelpie_op *op, struct mock_hypervisor *mock,
+                                      struct order *answer, struct kelpie_error **err)
+{
+    for (;;) {
+        KLP_TRY(klp_posix_wait(op, mock->control_fd, POLLIN, "waiting for the mock guest", err));
+        ssize_t got = recv(mock->control_fd, answer->bytes, sizeof(answer->bytes), MSG_DONTWAIT);
+        if (got < 0 && (errno == EAGAIN || errno == EINTR))
+            continue;
+        if (got < MOCK_ORDER_HEADER)
+            return klp_fail(err, KELPIE_E_CRASHED, "the mock guest is gone");
+        answer->size = (size_t)got;
+        if ((uint8_t)answer->bytes[1] == mock->order_number)
+            return KLP_OK;
+    }
+}
+
+/* `order` holds what goes with the letter; then the answer's. */
 static kelpie_outcome control_ask(const struct kelpie_op *op, struct mock_hypervisor *mock,
-                                  const char *order, size_t size, char answer[MOCK_DEVICE_MAX + 1],
-                                  size_t *answer_size, struct kelpie_error **err)
+                                  char letter, struct order *order, struct kelpie_error **err)
 {
     struct kelpie_op within = klp_op_within(op, CONTROL_MS);
-    if (send(mock->control_fd, order, size, MSG_NOSIGNAL) != (ssize_t)size)
+    if (!control_send(mock, order, letter))
         return klp_fail(err, KELPIE_E_CRASHED, "the mock guest is gone");
-    KLP_TRY(klp_posix_wait(&within, mock->control_fd, POLLIN, "waiting for the mock guest", err));
-    ssize_t got = recv(mock->control_fd, answer, MOCK_DEVICE_MAX + 1, 0);
-    if (got <= 0)
-        return klp_fail(err, KELPIE_E_CRASHED, "the mock guest is gone");
-    if (answer[0] != order[0])
-        return klp_fail(err, KELPIE_E_INTERNAL, "the mock guest refused order %c", order[0]);
-    *answer_size = (size_t)got - 1;
+    KLP_TRY(control_receive(&within, mock, order, err));
+    if (order->bytes[0] != letter)
+        return klp_fail(err, KELPIE_E_CORRUPT, "the mock guest refused order %c", letter);
     return KLP_OK;
 }
 
 static kelpie_outcome control_order(const struct kelpie_op *op, struct mock_hypervisor *mock,
-                                    char order, struct kelpie_error **err)
+                                    char letter, struct kelpie_error **err)
 {
-    char answer[MOCK_DEVICE_MAX + 1];
-    size_t size;
-    return control_ask(op, mock, &order, 1, answer, &size, err);
+    struct order order = {.size = MOCK_ORDER_HEADER};
+    return control_ask(op, mock, letter, &order, err);
+}
+
+/* An order without an answer would take effect later, when nobody thinks of it: its opposite
+ * follows, and so the guest stays as it was. */
+static kelpie_outcome control_turn(const struct kelpie_op *op, struct mock_hypervisor *mock,
+                                   char letter, char opposite, struct kelpie_error **err)
+{
+    struct order undo = {.size = MOCK_ORDER_HEADER};
+    kelpie_outcome outcome = control_order(op, mock, letter, err);
+    if (!kelpie_is_ok(outcome))
+        KLP_IGNORE(control_send(mock, &undo, opposite));
+    return outcome;
 }
 
 /* ---- spawn */
 
 static bool sockets_make(struct mock_hypervisor *mock, int theirs[3], struct kelpie_error **err)
 {
-    int guest[2], control[2], console[2];
-    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, guest) != 0 ||
-        socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, control) != 0 ||
-        pipe2(console, O_CLOEXEC) != 0)
-        return klp_posix_refuse(err, errno, "cannot make the mock guest's sockets");
-    mock->guest_fd = guest[0];
-    mock->control_fd = control[0];
-    mock->console_fd = console[0];
-    theirs[0] = guest[1];
-    theirs[1] = control[1];
-    theirs[2] = console[1];
+    int *ours[] = {&mock->guest_fd, &mock->control_fd, &mock->console_fd};
+    for (size_t i = 0; i < 3; i++) {
+        int pair[2], type = i == 0 ? SOCK_STREAM : SOCK_SEQPACKET;
+        int result =
+            i == 2 ? pipe2(pair, O_CLOEXEC) : socketpair(AF_UNIX, type | SOCK_CLOEXEC, 0, pair);
+        if (result != 0)
+            return klp_posix_refuse(err, errno, "cannot make the mock guest's sockets");
+        *ours[i] = pair[0];
+        theirs[i] = pair[1];
+    }
     return true;
 }
 
-static bool guest_start(struct mock_hypervisor *mock, enum klp_spawn_mode mode,
-                        const struct klp_machine *machine, struct kelpie_error **err)
+static bool process_start(struct mock_hypervisor *mock, const int theirs[3],
+                          enum klp_spawn_mode mode, const struct klp_machine *machine,
+                          struct kelpie_error **err)
 {
-    int theirs[3] = {-1, -1, -1};
-    char size[24], self[4096];
-    ssize_t length = readlink("/proc/self/exe", self, sizeof(self) - 1);
-    if (length <= 0)
-        return klp_posix_refuse(err, errno, "cannot find this program");
-    self[length] = 0;
-    KLP_CHECK(sockets_make(mock, theirs, err));
+    char size[24], here[4096];
     klp_format(size, sizeof(size), "%llu", (unsigned long long)machine->memory_bytes);
     const char *argv[] = {"kelpie-keeper",
                           "--mock-guest",
@@ -124,7 +156,7 @@ static bool guest_start(struct mock_hypervisor *mock, enum klp_spawn_mode mode,
                           mode == KLP_SPAWN_COLD ? "cold" : "incoming",
                           NULL};
     const int fds[] = {theirs[0], theirs[1], klp_handle_fd(mock->memory)};
-    struct klp_spawn spawn = {.path = self,
+    struct klp_spawn spawn = {.path = "/proc/self/exe",
                               .argv = argv,
                               .fds = fds,
                               .fd_count = 3,
@@ -132,26 +164,44 @@ static bool guest_start(struct mock_hypervisor *mock, enum klp_spawn_mode mode,
                               .stdout_fd = -1,
                               .stderr_fd = theirs[2],
                               .directory = "/"};
-    char here[4096]; /* its folder: whoever counts processes finds it by it */
-    if (getcwd(here, sizeof(here)) != NULL)
+    if (getcwd(here, sizeof(here)) !=
+        NULL) /* whoever counts processes finds it by the VM's folder */
         spawn.directory = here;
-    bool fine = klp_anchor_start(mock->base.env, &spawn, &mock->anchor, err);
-    for (size_t i = 0; i < 3; i++)
-        close(theirs[i]);
+    return klp_anchor_start(mock->base.env, &spawn, &mock->anchor, err);
+}
+
+static bool guest_start(struct mock_hypervisor *mock, enum klp_spawn_mode mode,
+                        const struct klp_machine *machine, struct kelpie_error **err)
+{
+    int theirs[3] = {-1, -1, -1};
+    bool fine = sockets_make(mock, theirs, err) && process_start(mock, theirs, mode, machine, err);
+    for (size_t i = 0; i < KLP_COUNT(theirs); i++)
+        if (theirs[i] >= 0)
+            close(theirs[i]);
     return fine &&
            klp_task_spawn(mock->base.env, "console", console_run, mock, &mock->console_task, err);
 }
 
-static kelpie_outcome mock_spawn(const struct kelpie_op *op, struct klp_hypervisor *base,
-                                 enum klp_spawn_mode mode, const struct klp_machine *machine,
-                                 struct klp_handle memory, const struct klp_handle *files,
-                                 size_t file_count, struct kelpie_error **err)
+/* As if it had never been spawned. The process is killed and reaped; its pipe ends with it. */
+static void guest_leave(struct mock_hypervisor *mock)
 {
-    struct mock_hypervisor *mock = mock_from(base);
-    (void)files;
-    (void)file_count;
-    if (fault_is(mock, "boot"))
-        return injected(mock, err);
+    int *fds[] = {&mock->guest_fd, &mock->control_fd, &mock->console_fd};
+    klp_anchor_destroy(KLP_TAKE(&mock->anchor));
+    if (mock->console_task != NULL)
+        klp_task_join(KLP_TAKE(&mock->console_task));
+    for (size_t i = 0; i < KLP_COUNT(fds); i++) {
+        if (*fds[i] >= 0)
+            close(*fds[i]);
+        *fds[i] = -1;
+    }
+    klp_handle_close(mock->base.env, mock->memory);
+    mock->memory = KLP_NO_HANDLE;
+}
+
+static kelpie_outcome guest_spawn(const struct kelpie_op *op, struct mock_hypervisor *mock,
+                                  enum klp_spawn_mode mode, const struct klp_machine *machine,
+                                  struct klp_handle memory, struct kelpie_error **err)
+{
     if (!klp_handle_is_none(memory)) {
         KLP_REQUIRE(klp_handle_copy(op->env, memory, &mock->memory, err));
     } else {
@@ -165,6 +215,22 @@ static kelpie_outcome mock_spawn(const struct kelpie_op *op, struct klp_hypervis
     if (mode == KLP_SPAWN_INCOMING)
         KLP_TRY(control_order(op, mock, MOCK_ORDER_STOP, err));
     return KLP_OK;
+}
+
+static kelpie_outcome mock_spawn(const struct kelpie_op *op, struct klp_hypervisor *base,
+                                 enum klp_spawn_mode mode, const struct klp_machine *machine,
+                                 struct klp_handle memory, const struct klp_handle *files,
+                                 size_t file_count, struct kelpie_error **err)
+{
+    struct mock_hypervisor *mock = mock_from(base);
+    (void)files;
+    (void)file_count;
+    if (fault_is(mock, "boot"))
+        return injected(mock, err);
+    kelpie_outcome outcome = guest_spawn(op, mock, mode, machine, memory, err);
+    if (!kelpie_is_ok(outcome))
+        guest_leave(mock);
+    return outcome;
 }
 
 /* ---- load and capture */
@@ -181,33 +247,33 @@ static kelpie_outcome mock_load(const struct kelpie_op *op, struct klp_hyperviso
                                 size_t count, struct kelpie_error **err)
 {
     struct mock_hypervisor *mock = mock_from(base);
-    char order[MOCK_DEVICE_MAX + 1] = {MOCK_ORDER_LOAD}, answer[MOCK_DEVICE_MAX + 1];
+    struct order order;
     uint64_t size;
-    size_t answer_size;
     if (fault_is(mock, "load"))
         return injected(mock, err);
-    KLP_TRY(mapping_find(mock, err));
-    for (size_t i = 0; i < count; i++)
-        KLP_TRY(klp_private_pages_lay(op, &mock->mapping, overlays[i], err));
     KLP_REQUIRE(klp_memory_size(op->env, device_state, &size, err));
     if (size > MOCK_DEVICE_MAX)
         return klp_fail(err, KELPIE_E_CORRUPT, "a mock device state of %llu bytes",
                         (unsigned long long)size);
-    KLP_REQUIRE(klp_memory_read(op->env, device_state, 0, order + 1, (size_t)size, err));
-    kelpie_outcome outcome =
-        control_ask(op, mock, order, (size_t)size + 1, answer, &answer_size, err);
+    KLP_REQUIRE(klp_memory_read(op->env, device_state, 0, order.bytes + MOCK_ORDER_HEADER,
+                                (size_t)size, err));
+    order.size = MOCK_ORDER_HEADER + (size_t)size;
+    KLP_TRY(mapping_find(mock, err));
+    for (size_t i = 0; i < count; i++)
+        KLP_TRY(klp_private_pages_lay(op, &mock->mapping, overlays[i], err));
+    kelpie_outcome outcome = control_ask(op, mock, MOCK_ORDER_LOAD, &order, err);
     return klp_wrap(err, outcome, "cannot load the device state");
 }
 
 static kelpie_outcome state_save(const struct kelpie_op *op, struct mock_hypervisor *mock,
                                  struct klp_handle *out, struct kelpie_error **err)
 {
-    char order = MOCK_ORDER_SAVE, answer[MOCK_DEVICE_MAX + 1];
-    size_t size;
+    struct order order = {.size = MOCK_ORDER_HEADER};
     struct klp_handle memory;
-    KLP_TRY(control_ask(op, mock, &order, 1, answer, &size, err));
+    KLP_TRY(control_ask(op, mock, MOCK_ORDER_SAVE, &order, err));
+    size_t size = order.size - MOCK_ORDER_HEADER;
     KLP_REQUIRE(klp_memory_create(op->env, "mock-device", size, &memory, err));
-    if (klp_memory_write(op->env, memory, 0, answer + 1, size, err) &&
+    if (klp_memory_write(op->env, memory, 0, order.bytes + MOCK_ORDER_HEADER, size, err) &&
         klp_memory_seal(op->env, memory, err)) {
         *out = memory;
         return KLP_OK;
@@ -216,16 +282,19 @@ static kelpie_outcome state_save(const struct kelpie_op *op, struct mock_hypervi
     return (kelpie_outcome){KELPIE_FAIL};
 }
 
-static kelpie_outcome mock_capture(const struct kelpie_op *op, struct klp_hypervisor *base,
-                                   struct klp_handle *device_state, struct klp_handle *dirty,
-                                   struct kelpie_error **err)
+/* Of a process that dies under it a capture sees all sorts of failures. */
+static bool guest_is_gone(struct mock_hypervisor *mock)
 {
-    struct mock_hypervisor *mock = mock_from(base);
+    struct kelpie_op op = klp_op_plain(mock->base.env, GONE_MS);
+    int code, signal;
+    return kelpie_is_ok(klp_anchor_wait(&op, mock->anchor, &code, &signal, NULL));
+}
+
+static kelpie_outcome parts_capture(const struct kelpie_op *op, struct mock_hypervisor *mock,
+                                    struct klp_handle *device_state, struct klp_handle *dirty,
+                                    struct kelpie_error **err)
+{
     uint64_t pages;
-    if (fault_is(mock, "crash-in-capture"))
-        klp_anchor_signal(mock->anchor, SIGKILL);
-    if (fault_is(mock, "capture"))
-        return injected(mock, err);
     KLP_TRY(mapping_find(mock, err));
     KLP_TRY(state_save(op, mock, device_state, err));
     kelpie_outcome outcome = klp_private_pages_copy(op, &mock->mapping, dirty, &pages, err);
@@ -234,18 +303,34 @@ static kelpie_outcome mock_capture(const struct kelpie_op *op, struct klp_hyperv
     return outcome;
 }
 
+static kelpie_outcome mock_capture(const struct kelpie_op *op, struct klp_hypervisor *base,
+                                   struct klp_handle *device_state, struct klp_handle *dirty,
+                                   struct kelpie_error **err)
+{
+    struct mock_hypervisor *mock = mock_from(base);
+    if (fault_is(mock, "crash-in-capture"))
+        klp_anchor_signal(mock->anchor, SIGKILL);
+    if (fault_is(mock, "capture"))
+        return injected(mock, err);
+    kelpie_outcome outcome = parts_capture(op, mock, device_state, dirty, err);
+    if (kelpie_is_ok(outcome) || !guest_is_gone(mock))
+        return outcome;
+    klp_error_clear(err);
+    return klp_fail(err, KELPIE_E_CRASHED, "the mock guest is gone");
+}
+
 /* ---- the rest */
 
 static kelpie_outcome mock_stop(const struct kelpie_op *op, struct klp_hypervisor *base,
                                 struct kelpie_error **err)
 {
-    return control_order(op, mock_from(base), MOCK_ORDER_STOP, err);
+    return control_turn(op, mock_from(base), MOCK_ORDER_STOP, MOCK_ORDER_CONT, err);
 }
 
 static kelpie_outcome mock_cont(const struct kelpie_op *op, struct klp_hypervisor *base,
                                 struct kelpie_error **err)
 {
-    return control_order(op, mock_from(base), MOCK_ORDER_CONT, err);
+    return control_turn(op, mock_from(base), MOCK_ORDER_CONT, MOCK_ORDER_STOP, err);
 }
 
 static void mock_freeze(struct klp_hypervisor *base)
@@ -271,7 +356,11 @@ static kelpie_outcome mock_wait(const struct kelpie_op *op, struct klp_hyperviso
     struct mock_hypervisor *mock = mock_from(base);
     KLP_TRY(klp_anchor_wait(op, mock->anchor, &out->code, &out->signal, err));
     out->clean = out->signal == 0 && out->code == 0;
-    if (mock->killed)
+    bool killed = false;
+    KLP_LOCKED (mock->mutex) {
+        killed = mock->killed;
+    }
+    if (killed)
         klp_format(out->reason, sizeof(out->reason), "killed as ordered");
     else if (out->signal != 0)
         klp_format(out->reason, sizeof(out->reason), "the hypervisor was killed by signal %d",
@@ -287,7 +376,9 @@ static kelpie_outcome mock_wait(const struct kelpie_op *op, struct klp_hyperviso
 
 static void mock_kill(struct klp_hypervisor *base)
 {
-    mock_from(base)->killed = true;
+    KLP_LOCKED (mock_from(base)->mutex) {
+        mock_from(base)->killed = true;
+    }
     klp_anchor_signal(mock_from(base)->anchor, SIGKILL);
 }
 
@@ -312,14 +403,7 @@ static size_t mock_console(struct klp_hypervisor *base, char *out, size_t capaci
 static void mock_destroy(struct klp_hypervisor *base)
 {
     struct mock_hypervisor *mock = mock_from(base);
-    klp_anchor_destroy(mock->anchor);
-    if (mock->console_task != NULL)
-        klp_task_join(mock->console_task); /* its pipe ended with the guest */
-    int *fds[] = {&mock->guest_fd, &mock->control_fd, &mock->console_fd};
-    for (size_t i = 0; i < KLP_COUNT(fds); i++)
-        if (*fds[i] >= 0)
-            close(*fds[i]);
-    klp_handle_close(base->env, mock->memory);
+    guest_leave(mock);
     klp_mutex_destroy(mock->mutex);
     klp_mem_free(mock);
 }

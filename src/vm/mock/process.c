@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The mock guest's process: maps its memory copy-on-write from a sealed memory object, drives the
- * engine by the real clock, obeys stop, cont, load and save. Ends when its keeper's end of the
- * control socket closes. */
+ * engine by the real clock, obeys stop, cont, load and save. It has one thread. Ends when its
+ * keeper's end of the control socket closes. */
 #include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,8 +19,6 @@
 #include "vm/mock/process.h"
 
 #define PAGE 4096u
-#define STEP_MAX_NS                                                                                \
-    100000000u /* a process that stood still did not run: longer gaps count as this */
 
 static const char device_magic[8] = "MOCKDEV1";
 
@@ -32,6 +30,15 @@ struct guest {
     bool loaded, stopped;
     uint64_t last_ns;
 };
+
+/* Set after a SIGSTOP: since then it did not run, so the time that passed is not the guest's. */
+static volatile sig_atomic_t continued;
+
+static void continued_note(int number)
+{
+    (void)number;
+    continued = 1;
+}
 
 static uint64_t now_ns(clockid_t clock)
 {
@@ -62,21 +69,22 @@ static bool device_load(struct guest *guest, const char *bytes, size_t size)
 /* One order. False = the keeper is gone. */
 static bool order_serve(struct guest *guest)
 {
-    char order[MOCK_DEVICE_MAX + 1], answer[MOCK_DEVICE_MAX + 1];
-    size_t answer_size = 1;
+    char order[MOCK_ORDER_MAX], answer[MOCK_ORDER_MAX];
+    size_t answer_size = MOCK_ORDER_HEADER;
     ssize_t size = recv(MOCK_CONTROL_FD, order, sizeof(order), 0);
-    if (size <= 0)
+    if (size < MOCK_ORDER_HEADER)
         return size < 0 && (errno == EINTR || errno == EAGAIN);
-    answer[0] = order[0];
+    memcpy(answer, order, MOCK_ORDER_HEADER);
     if (order[0] == MOCK_ORDER_STOP) {
         guest->stopped = true;
     } else if (order[0] == MOCK_ORDER_CONT && guest->loaded) {
         guest->stopped = false;
         guest->last_ns = now_ns(CLOCK_MONOTONIC);
     } else if (order[0] == MOCK_ORDER_SAVE && guest->loaded && guest->stopped) {
-        memcpy(answer + 1, device_magic, sizeof(device_magic));
+        memcpy(answer + answer_size, device_magic, sizeof(device_magic));
         answer_size += sizeof(device_magic);
-    } else if (order[0] != MOCK_ORDER_LOAD || !device_load(guest, order + 1, (size_t)size - 1)) {
+    } else if (order[0] != MOCK_ORDER_LOAD ||
+               !device_load(guest, order + MOCK_ORDER_HEADER, (size_t)size - MOCK_ORDER_HEADER)) {
         answer[0] = '!';
     }
     return send(MOCK_CONTROL_FD, answer, answer_size, MSG_NOSIGNAL) == (ssize_t)answer_size;
@@ -102,9 +110,11 @@ static void guest_write(struct guest *guest)
 static void guest_step(struct guest *guest)
 {
     uint64_t now = now_ns(CLOCK_MONOTONIC), elapsed = now - guest->last_ns;
+    if (continued != 0)
+        elapsed = 0;
+    continued = 0;
     guest->last_ns = now;
-    mock_engine_step(&guest->engine, elapsed < STEP_MAX_NS ? elapsed : STEP_MAX_NS,
-                     (int64_t)now_ns(CLOCK_REALTIME));
+    mock_engine_step(&guest->engine, elapsed, (int64_t)now_ns(CLOCK_REALTIME));
     guest_write(guest);
 }
 
@@ -150,6 +160,8 @@ int klp_mock_guest_main(int argc, char **argv)
         dprintf(STDERR_FILENO, "mock guest: cannot map its memory\n");
         return 97;
     }
+    struct sigaction note = {.sa_handler = continued_note};
+    sigaction(SIGCONT, &note, NULL);
     dprintf(STDERR_FILENO, "mock guest: %s memory %s\n", argv[4], argv[3]);
     if (strcmp(argv[4], "cold") == 0)
         engine_begin(&guest);
