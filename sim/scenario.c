@@ -62,6 +62,23 @@ static bool one_copy(struct story *story, struct host *here)
 
 /* ---- after a fault */
 
+/* A destination that claimed and then is gone for long has run nothing: the source, which still has
+ * the agent, takes it back (DESIGN 7). */
+static bool taken_back(struct host *alive, const struct host *gone)
+{
+    struct errand look = {.host = alive, .agent = AGENT};
+    if (sim_world->plan.restart_ms < SIM_LONG_AWAY_MS)
+        return true;
+    host_look(&look);
+    if (!host_expect(&look))
+        return false;
+    bool waits = look.info.state == KLP_AGENT_STARTING && strcmp(look.info.node, gone->name) == 0;
+    if (waits)
+        sim_fail(SIM_LIVENESS, "nobody takes the agent back from node '%s', gone for %llu ms",
+                 gone->name, (unsigned long long)sim_world->plan.restart_ms);
+    return !waits;
+}
+
 static bool hosts_mend(struct story *story)
 {
     for (size_t i = 0; i < 2; i++) {
@@ -69,7 +86,7 @@ static bool hosts_mend(struct story *story)
         if (!host->domain->crashed)
             continue;
         sim_park(sim_world->now_ns + sim_world->plan.restart_ms * KLP_MS, "a daemon's restart");
-        if (!host_open(host))
+        if (!taken_back(other_of(story, host), host) || !host_open(host))
             return false;
     }
     return true;

@@ -117,6 +117,7 @@ struct sim_plan { /* what the seed expands to */
     uint64_t visit;      /* of its points, counted from the first move's begin */
     uint64_t restart_ms; /* later */
 };
+#define SIM_LONG_AWAY_MS 150000 /* longer than anybody waits for a node that is gone */
 void sim_plan_make(uint64_t seed, struct sim_plan *out);
 void sim_plan_text(const struct sim_plan *plan, char *out, size_t capacity);
 

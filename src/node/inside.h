@@ -39,6 +39,7 @@ struct node_agent {
     uint64_t seq;                       /* (s) of the last snapshot */
     struct klp_digest template_;        /* (s) the VM was cloned from; zero = none */
     bool remove_at_end;
+    struct klp_settle_watch settle; /* (s) of a hand-off that is open */
 };
 
 struct base { /* a resident template layer */

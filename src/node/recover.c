@@ -57,7 +57,10 @@ void settle_chore(const struct kelpie_op *op, struct klp_node *node, const char 
     kelpie_outcome outcome = KLP_OK;
     if (agent->life != NULL)
         outcome =
-            klp_teleport_settle(&within, &node->host, agent->life->vm, &note, &record, &gone, NULL);
+            klp_teleport_settle_on(&within, &node->host, agent->life->vm, &note, &agent->settle,
+                                   &record, &gone, NULL);
+    if (kelpie_is_ok(outcome))
+        agent->settle = (struct klp_settle_watch){0};
     if (kelpie_is_ok(outcome) && gone) {
         life_end(op, agent, false);
         KLP_IGNORE(klp_dir_remove(node->notes_dir, agent_id, NULL));

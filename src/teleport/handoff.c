@@ -56,12 +56,9 @@ static kelpie_outcome go_on(const struct kelpie_op *op, struct klp_host *host, s
 /* What the registry says of a VM that waits. */
 enum verdict { VERDICT_OURS, VERDICT_GONE, VERDICT_TAKE, VERDICT_WAIT };
 
-struct watching { /* a destination that has claimed, but does not run it yet: is it alive? */
-    uint64_t beat, revision, since_ns;
-};
-
 static enum verdict verdict_of(struct klp_host *host, const struct klp_handoff *note,
-                               const struct klp_agent_record *record, struct watching *watching)
+                               const struct klp_agent_record *record,
+                               struct klp_settle_watch *watching)
 {
     bool ours = strcmp(record->owner, host->node) == 0;
     if (ours && record->state == KLP_AGENT_RUNNING)
@@ -78,7 +75,7 @@ static enum verdict verdict_of(struct klp_host *host, const struct klp_handoff *
     uint64_t now = klp_boot_ns(host->env);
     if (watching->since_ns == 0 || watching->beat != record->beat ||
         watching->revision != record->revision)
-        *watching = (struct watching){record->beat, record->revision, now};
+        *watching = (struct klp_settle_watch){record->beat, record->revision, now};
     uint64_t patience = record->lease_ttl_ms * KLP_MS / 3 * 4;
     return now - watching->since_ns > patience ? VERDICT_TAKE : VERDICT_WAIT;
 }
@@ -99,7 +96,7 @@ static kelpie_outcome take_back(const struct kelpie_op *op, struct klp_host *hos
 
 static kelpie_outcome look(const struct kelpie_op *op, struct klp_host *host, struct kelpie_vm *vm,
                            const struct klp_handoff *note, struct klp_agent_record *record,
-                           struct watching *watching, bool *out_settled, bool *out_gone,
+                           struct klp_settle_watch *watching, bool *out_settled, bool *out_gone,
                            struct kelpie_error **err)
 {
     struct klp_agent_record current;
@@ -132,17 +129,17 @@ static kelpie_outcome look(const struct kelpie_op *op, struct klp_host *host, st
     return go_on(op, host, vm, record, err);
 }
 
-kelpie_outcome klp_teleport_settle(const struct kelpie_op *op, struct klp_host *host,
-                                   struct kelpie_vm *vm, const struct klp_handoff *note,
-                                   struct klp_agent_record *record, bool *out_gone,
-                                   struct kelpie_error **err)
+kelpie_outcome klp_teleport_settle_on(const struct kelpie_op *op, struct klp_host *host,
+                                      struct kelpie_vm *vm, const struct klp_handoff *note,
+                                      struct klp_settle_watch *watch,
+                                      struct klp_agent_record *record, bool *out_gone,
+                                      struct kelpie_error **err)
 {
-    struct watching watching = {0};
     uint64_t pause_ms = ASK_AGAIN_MS;
     bool settled = false;
     *out_gone = false;
     for (;;) {
-        KLP_TRY(look(op, host, vm, note, record, &watching, &settled, out_gone, err));
+        KLP_TRY(look(op, host, vm, note, record, watch, &settled, out_gone, err));
         if (settled)
             return KLP_OK;
         struct kelpie_op nap = klp_op_within(op, pause_ms);
@@ -151,4 +148,13 @@ kelpie_outcome klp_teleport_settle(const struct kelpie_op *op, struct klp_host *
             KLP_TRY(klp_op_check(op, "asking the registry who owns the agent", err));
         pause_ms = pause_ms < 1000 ? pause_ms * 2 : 1000;
     }
+}
+
+kelpie_outcome klp_teleport_settle(const struct kelpie_op *op, struct klp_host *host,
+                                   struct kelpie_vm *vm, const struct klp_handoff *note,
+                                   struct klp_agent_record *record, bool *out_gone,
+                                   struct kelpie_error **err)
+{
+    struct klp_settle_watch watch = {0};
+    return klp_teleport_settle_on(op, host, vm, note, &watch, record, out_gone, err);
 }
