@@ -173,6 +173,12 @@ static size_t stream_input(void *arg, void *out, size_t capacity)
     }
 }
 
+/* The process has ended: whoever waits for more input of the client need not. */
+static void stream_ended(void *arg)
+{
+    shutdown(((struct stream *)arg)->input[0], SHUT_RD);
+}
+
 /* ---- the whole */
 
 static void stream_serve(struct stream *stream)
@@ -194,6 +200,7 @@ static void stream_serve(struct stream *stream)
                                    .cols = stream->asked.cols,
                                    .input = stream_input,
                                    .output = stream_output,
+                                   .ended = stream_ended,
                                    .arg = stream,
                                    .control = stream->control};
         KLP_IGNORE(klp_node_exec(&stream->op, node, stream->agent, &exec, &status, &error));
