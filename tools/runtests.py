@@ -127,12 +127,10 @@ def execute(build, program):
 
 
 def skip_reason(text, lines, at):
-    """TAP has it behind SKIP; cmocka has the name there, and the test said `skipped: why` just before."""
-    for line in reversed(lines[max(0, at - 3):at]):
-        if line.startswith("skipped: "):
-            return line[len("skipped: "):]
-        if CASE.match(line):
-            break
+    """TAP has it behind SKIP; cmocka has the name there, and the test said why on the line before."""
+    before = lines[at - 1] if at > 0 else ""
+    if before and not CASE.match(before) and not PLAN.match(before) and not before.startswith("#"):
+        return re.sub(r"^skipped: ", "", before)
     match = re.search(r"#\s*SKIP\s*(.*)$", text, re.I)
     return match.group(1) if match and not text.startswith("#") else ""
 
