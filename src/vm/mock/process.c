@@ -165,5 +165,8 @@ int klp_mock_guest_main(int argc, char **argv)
     dprintf(STDERR_FILENO, "mock guest: %s memory %s\n", argv[4], argv[3]);
     if (strcmp(argv[4], "cold") == 0)
         engine_begin(&guest);
-    return guest_run(&guest);
+    int status = guest_run(&guest);
+    if (guest.loaded)
+        mock_engine_finish(&guest.engine);
+    return status;
 }
