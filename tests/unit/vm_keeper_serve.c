@@ -482,7 +482,7 @@ static void test_vm_keeper_serve__nothing_starts_after_an_exit(void **state)
     fake_set(serving.fake, &serving.fake->blocks[CALL_SPAWN], false);
     assert_true(line_receive(serving.line, 5000));
     assert_int_equal(serving.line->answer.type, KLP_KEEPER_OK);
-    assert_true(serving.fake->dead);
+    assert_true(counted(serving.fake, &serving.fake->kills, 1, 0));
     line_close(other);
     serve_joined(&serving);
 }
