@@ -8,7 +8,8 @@
 
 #define klp_refuse(...) ((void)!klp_refuse(__VA_ARGS__), false)
 #define klp_wrap_refusal(...) ((void)!klp_wrap_refusal(__VA_ARGS__), false)
-#define klp_fail(...) (KLP_IGNORE_FOR_ANALYZER(klp_fail(__VA_ARGS__)), (kelpie_outcome){KELPIE_FAIL})
+#define klp_fail(...)                                                                              \
+    (KLP_IGNORE_FOR_ANALYZER(klp_fail(__VA_ARGS__)), (kelpie_outcome){KELPIE_FAIL})
 #define klp_unknown(...)                                                                           \
     (KLP_IGNORE_FOR_ANALYZER(klp_unknown(__VA_ARGS__)), (kelpie_outcome){KELPIE_UNKNOWN})
 #define KLP_IGNORE_FOR_ANALYZER(call) ((void)kelpie_is_ok(call))

@@ -4,7 +4,8 @@
  * A call that only computes returns bool; a call that may block on a process, a peer, a guest or a
  * service returns kelpie_outcome, because such a call can also end UNKNOWN: it may have happened.
  * UNKNOWN is never a failure: read the thing back before the next step. Both kinds take
- * `struct kelpie_error **err` last: untouched on success, set exactly once otherwise; NULL is allowed. */
+ * `struct kelpie_error **err` last: untouched on success, set exactly once otherwise; NULL is
+ * allowed. */
 #ifndef KELPIE_ERROR_H
 #define KELPIE_ERROR_H
 
@@ -32,7 +33,8 @@ extern "C" {
     X(NO_SPACE, "no_space", "no space left", "", 507, 15)                                          \
     X(NO_MEMORY, "no_memory", "out of memory", "", 507, 15)                                        \
     X(CORRUPT, "corrupt", "the bytes are damaged", "", 422, 16)                                    \
-    X(OUTCOME_UNKNOWN, "outcome_unknown", "it is not known whether it happened", "kelpie ops", 504, 17) \
+    X(OUTCOME_UNKNOWN, "outcome_unknown", "it is not known whether it happened", "kelpie ops",     \
+      504, 17)                                                                                     \
     X(PARTIAL, "partial", "some of several failed", "", 500, 18)                                   \
     X(TIMEOUT, "timeout", "took longer than allowed", "", 504, 124)                                \
     X(CANCELLED, "cancelled", "was cancelled", "", 409, 130)                                       \
@@ -48,7 +50,7 @@ enum kelpie_code {
 #define KELPIE_ERROR_ENUM(name, wire, text, remedy, http, exit_status) KELPIE_E_##name,
     KELPIE_ERROR_MAP(KELPIE_ERROR_ENUM)
 #undef KELPIE_ERROR_ENUM
-    KELPIE_E_COUNT
+        KELPIE_E_COUNT
 };
 
 enum kelpie_outcome_kind { KELPIE_OK = 0, KELPIE_FAIL = 1, KELPIE_UNKNOWN = 2 };

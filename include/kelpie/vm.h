@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Virtual machines: one interface, several backends. The table of DESIGN 5 is enforced here, once.
- * Every call takes an op and may block until its deadline. A VM allows one changing operation at a time
- * (BUSY otherwise); status calls never block. */
+ * Every call takes an op and may block until its deadline. A VM allows one changing operation at a
+ * time (BUSY otherwise); status calls never block. */
 #ifndef KELPIE_VM_H
 #define KELPIE_VM_H
 
@@ -34,31 +34,33 @@ enum kelpie_vm_state {
 const char *kelpie_vm_state_name(enum kelpie_vm_state state);
 
 enum kelpie_vm_cap { /* one bit per optional ability of a backend */
-    KELPIE_VM_CAP_SNAPSHOT = 1,
-    KELPIE_VM_CAP_DIFF_SNAPSHOT = 2,
-    KELPIE_VM_CAP_LAZY_RESTORE = 4,
-    KELPIE_VM_CAP_LIVE_CAPTURE = 8,
-    KELPIE_VM_CAP_DISKS = 16,
-    KELPIE_VM_CAP_NETWORK = 32,
-    KELPIE_VM_CAP_CROSS_HOST_RESTORE = 64,
-    KELPIE_VM_CAP_TEMPLATE = 128, /* a cold start is dear: clone a template instead */
+                     KELPIE_VM_CAP_SNAPSHOT = 1,
+                     KELPIE_VM_CAP_DIFF_SNAPSHOT = 2,
+                     KELPIE_VM_CAP_LAZY_RESTORE = 4,
+                     KELPIE_VM_CAP_LIVE_CAPTURE = 8,
+                     KELPIE_VM_CAP_DISKS = 16,
+                     KELPIE_VM_CAP_NETWORK = 32,
+                     KELPIE_VM_CAP_CROSS_HOST_RESTORE = 64,
+                     KELPIE_VM_CAP_TEMPLATE =
+                         128, /* a cold start is dear: clone a template instead */
 };
 
-/* Every field is honoured or refused by a backend, never ignored. Texts are borrowed by create and copied. */
+/* Every field is honoured or refused by a backend, never ignored. Texts are borrowed by create and
+ * copied. */
 struct kelpie_vm_config {
-    uint32_t vcpu_count;             /* 1..32; 0 = 1 */
-    uint32_t memory_mib;             /* 128..16384; 0 = 512 */
-    const char *arch;                /* "x86_64", "aarch64"; NULL = the host's */
-    const char *kernel_image_path;   /* NULL where the backend needs none (Mock) */
+    uint32_t vcpu_count;           /* 1..32; 0 = 1 */
+    uint32_t memory_mib;           /* 128..16384; 0 = 512 */
+    const char *arch;              /* "x86_64", "aarch64"; NULL = the host's */
+    const char *kernel_image_path; /* NULL where the backend needs none (Mock) */
     const char *initrd_path;
-    const char *root_disk_path;      /* refused until disks exist */
+    const char *root_disk_path; /* refused until disks exist */
     bool root_disk_readonly;
-    bool networking_enabled;         /* refused until guests have networks */
-    uint32_t shared_folder_count;    /* must be 0: shared host folders cannot be snapshotted */
-    const char *kernel_args;         /* added to the backend's own; NULL = none; printable ASCII, <= 256 */
-    const char *const *env;          /* "K=V", NULL-terminated; defaults of every exec; NULL = none */
-    const char *workdir;             /* absolute; NULL = the guest's own */
-    const char *hostname;            /* NULL = the guest's own */
+    bool networking_enabled;      /* refused until guests have networks */
+    uint32_t shared_folder_count; /* must be 0: shared host folders cannot be snapshotted */
+    const char *kernel_args; /* added to the backend's own; NULL = none; printable ASCII, <= 256 */
+    const char *const *env;  /* "K=V", NULL-terminated; defaults of every exec; NULL = none */
+    const char *workdir;     /* absolute; NULL = the guest's own */
+    const char *hostname;    /* NULL = the guest's own */
 };
 
 /* A factory makes VMs of one backend; made by the program's wiring, borrowed by its VMs. */
@@ -91,8 +93,8 @@ KELPIE_MUST_USE kelpie_outcome kelpie_vm_pause(const struct kelpie_op *op, struc
 KELPIE_MUST_USE kelpie_outcome kelpie_vm_resume(const struct kelpie_op *op, struct kelpie_vm *vm,
                                                 struct kelpie_error **err);
 
-/* Running: a process in the guest. Callbacks run on the calling task, or a task of the call; they may block
- * within the op. */
+/* Running: a process in the guest. Callbacks run on the calling task, or a task of the call; they
+ * may block within the op. */
 struct kelpie_exec {
     const char *const *argv; /* NULL-terminated, at least one */
     const char *const *env;  /* "K=V" added to the defaults; NULL = none */
@@ -100,13 +102,13 @@ struct kelpie_exec {
     uint64_t timeout_ms;     /* 0 = none; then the guest kills the process group */
     bool tty;
     uint32_t rows, cols;
-    /* Fills up to capacity bytes; returns the count, 0 = end of input. NULL = no input. Called from a task
-     * of its own; must return when the op ends. */
+    /* Fills up to capacity bytes; returns the count, 0 = end of input. NULL = no input. Called from
+     * a task of its own; must return when the op ends. */
     size_t (*input)(void *arg, void *out, size_t capacity);
     /* Output as it comes; false = stop listening (the process is killed). */
     bool (*output)(void *arg, bool is_stderr, const void *data, size_t size);
-    /* Once, when the process has ended or the call gives up, and before it waits for `input` to return: an
-     * input that waits for a person is to return 0 from then on. May be NULL. */
+    /* Once, when the process has ended or the call gives up, and before it waits for `input` to
+     * return: an input that waits for a person is to return 0 from then on. May be NULL. */
     void (*ended)(void *arg);
     void *arg;
     struct kelpie_exec_control *control; /* NULL, or for signals and resizes from other tasks */
@@ -124,7 +126,8 @@ KELPIE_MUST_USE kelpie_outcome kelpie_vm_exec(const struct kelpie_op *op, struct
 struct kelpie_exec_control *kelpie_exec_control_create(struct kelpie_vm *vm);
 void kelpie_exec_control_destroy(struct kelpie_exec_control *control);
 /* Thread-safe; no-ops before the start and after the end. */
-void kelpie_exec_signal(const struct kelpie_op *op, struct kelpie_exec_control *control, int signal);
+void kelpie_exec_signal(const struct kelpie_op *op, struct kelpie_exec_control *control,
+                        int signal);
 void kelpie_exec_resize(const struct kelpie_op *op, struct kelpie_exec_control *control,
                         uint32_t rows, uint32_t cols);
 
@@ -133,12 +136,12 @@ KELPIE_MUST_USE kelpie_outcome kelpie_vm_put(const struct kelpie_op *op, struct 
                                              const char *path,
                                              size_t (*input)(void *arg, void *out, size_t capacity),
                                              void *arg, struct kelpie_error **err);
-KELPIE_MUST_USE kelpie_outcome kelpie_vm_get(const struct kelpie_op *op, struct kelpie_vm *vm,
-                                             const char *path,
-                                             bool (*output)(void *arg, const void *data, size_t size),
-                                             void *arg, struct kelpie_error **err);
+KELPIE_MUST_USE kelpie_outcome kelpie_vm_get(
+    const struct kelpie_op *op, struct kelpie_vm *vm, const char *path,
+    bool (*output)(void *arg, const void *data, size_t size), void *arg, struct kelpie_error **err);
 /* The last console bytes, also of a crashed VM; <= capacity, NUL-terminated. */
-void kelpie_vm_console(const struct kelpie_op *op, struct kelpie_vm *vm, char *out, size_t capacity);
+void kelpie_vm_console(const struct kelpie_op *op, struct kelpie_vm *vm, char *out,
+                       size_t capacity);
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

@@ -212,8 +212,7 @@ static void stream_serve(struct stream *stream)
 static void stream_free(struct stream *stream)
 {
     struct klp_api *api = stream->api;
-    KLP_LOCKED(api->mutex)
-    {
+    KLP_LOCKED (api->mutex) {
         klp_list_remove(&stream->link);
         klp_cond_wake(api->changed);
     }
@@ -234,8 +233,7 @@ void streams_end(struct klp_api *api)
 {
     struct kelpie_op forever = {.env = api->options.env, .deadline_ns = KLP_NO_DEADLINE};
     klp_mutex_lock(api->mutex);
-    KLP_LIST_EACH(item, &api->streams)
-    {
+    KLP_LIST_EACH (item, &api->streams) {
         klp_cancel_raise(KLP_CONTAINER(item, struct stream, link)->cancel);
     }
     while (!klp_list_is_empty(&api->streams))

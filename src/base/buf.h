@@ -26,8 +26,9 @@ struct klp_bytes {
 
 #define KLP_BUF_INIT(max) ((struct klp_buf){.size_max = (max)})
 
-void klp_buf_finish(struct klp_buf *buf); /* frees the inside; the buffer is empty and usable again */
-void klp_buf_clear(struct klp_buf *buf);  /* keeps the memory */
+void klp_buf_finish(
+    struct klp_buf *buf); /* frees the inside; the buffer is empty and usable again */
+void klp_buf_clear(struct klp_buf *buf); /* keeps the memory */
 void klp_buf_append(struct klp_buf *buf, const void *data, size_t size);
 void klp_buf_append_u8(struct klp_buf *buf, uint8_t value);
 void klp_buf_append_u16(struct klp_buf *buf, uint16_t value); /* little-endian, as all of ours */
@@ -36,7 +37,8 @@ void klp_buf_append_u64(struct klp_buf *buf, uint64_t value);
 void klp_buf_append_text(struct klp_buf *buf, const char *text);
 void klp_buf_append_format(struct klp_buf *buf, const char *format, ...) KLP_PRINTF(2, 3);
 void klp_buf_append_vformat(struct klp_buf *buf, const char *format, va_list args);
-/* Room for `size` more bytes, to be filled by the caller and then counted with klp_buf_grow; NULL = failed. */
+/* Room for `size` more bytes, to be filled by the caller and then counted with klp_buf_grow; NULL =
+ * failed. */
 void *klp_buf_reserve(struct klp_buf *buf, size_t size);
 void klp_buf_grow(struct klp_buf *buf, size_t size);
 void klp_buf_drop_front(struct klp_buf *buf, size_t size);

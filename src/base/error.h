@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Raising errors. Reading them: include/kelpie/error.h. Set exactly once, as a `return` expression. */
+/* Raising errors. Reading them: include/kelpie/error.h. Set exactly once, as a `return` expression.
+ */
 #ifndef KLP_BASE_ERROR_H
 #define KLP_BASE_ERROR_H
 

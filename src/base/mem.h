@@ -48,6 +48,6 @@ static inline void klp_auto_memory(void *place)
 
 #define KLP_NEW(type) ((type *)klp_mem_alloc(sizeof(type)))
 #define KLP_COUNT(array) (sizeof(array) / sizeof((array)[0]))
-#define KLP_CONTAINER(pointer, type, member) ((type *)((char *)(pointer) - offsetof(type, member)))
+#define KLP_CONTAINER(pointer, type, member) ((type *)((char *)(pointer)-offsetof(type, member)))
 
 #endif

@@ -67,7 +67,8 @@ static void signals_block(sigset_t *out)
     KLP_ASSERT(pthread_sigmask(SIG_BLOCK, out, NULL) == 0);
 }
 
-/* Keepers are started by us and outlive their use: nobody waits for them, so they must not stay as zombies. */
+/* Keepers are started by us and outlive their use: nobody waits for them, so they must not stay as
+ * zombies. */
 static void children_ignore(void)
 {
     struct sigaction ignore = {.sa_handler = SIG_IGN};

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The seam to the world: all that core code may know of time, tasks, randomness, other processes and
- * other nodes. posix/ implements it with threads and system calls; sim/env with fibers, a virtual clock
- * and faults. Files: env/file.h. Memory objects: env/memory.h. Channels, streams, peers: env/chan.h.
+/* The seam to the world: all that core code may know of time, tasks, randomness, other processes
+ * and other nodes. posix/ implements it with threads and system calls; sim/env with fibers, a
+ * virtual clock and faults. Files: env/file.h. Memory objects: env/memory.h. Channels, streams,
+ * peers: env/chan.h.
  *
  * Core code calls the klp_* functions; only implementations see the tables of methods. */
 #ifndef KLP_ENV_ENV_H
@@ -17,7 +18,8 @@ struct klp_env { /* first member of every implementation's own struct */
     const struct klp_env_ops *ops;
 };
 
-/* ---- time. BOOTTIME counts while the host sleeps: leases and deadlines. Wall time is only shown. */
+/* ---- time. BOOTTIME counts while the host sleeps: leases and deadlines. Wall time is only shown.
+ */
 #define KLP_MS 1000000ull /* nanoseconds */
 #define KLP_SECOND (1000 * KLP_MS)
 uint64_t klp_boot_ns(struct klp_env *env);
@@ -47,7 +49,8 @@ struct kelpie_op klp_op_plain(struct klp_env *env, uint64_t timeout_ms);
 struct kelpie_op klp_op_within(const struct kelpie_op *op, uint64_t timeout_ms);
 /* For undoing: same progress and move id, own deadline, cannot be cancelled. */
 struct kelpie_op klp_op_cleanup(const struct kelpie_op *op, uint64_t timeout_ms);
-/* FAIL with TIMEOUT or CANCELLED ("... while WHAT") when the op has ended, else OK. Never blocks. */
+/* FAIL with TIMEOUT or CANCELLED ("... while WHAT") when the op has ended, else OK. Never blocks.
+ */
 KELPIE_MUST_USE kelpie_outcome klp_op_check(const struct kelpie_op *op, const char *what,
                                             struct kelpie_error **err);
 uint64_t klp_op_left_ms(const struct kelpie_op *op); /* 0 when past; UINT64_MAX without deadline */
@@ -60,7 +63,7 @@ KLP_AUTO_DEFINE(cancel, struct klp_cancel *, klp_cancel_destroy)
 
 #define KLP_PHASES_MAX 24
 struct klp_phase {
-    char step[24]; /* "precopy", "quiesce", ... */
+    char step[24];             /* "precopy", "quiesce", ... */
     uint64_t start_ns, end_ns; /* boot-time clock; end 0 = under way */
     uint64_t bytes;
 };
@@ -94,7 +97,8 @@ KLP_AUTO_DEFINE(mutex, struct klp_mutex *, klp_mutex_destroy)
 struct klp_cond;
 struct klp_cond *klp_cond_create(struct klp_env *env);
 void klp_cond_destroy(struct klp_cond *cond);
-/* Unlocks, waits, locks. OK = woken (perhaps for nothing: check again); FAIL = TIMEOUT / CANCELLED. */
+/* Unlocks, waits, locks. OK = woken (perhaps for nothing: check again); FAIL = TIMEOUT / CANCELLED.
+ */
 KELPIE_MUST_USE kelpie_outcome klp_cond_wait(const struct kelpie_op *op, struct klp_cond *cond,
                                              struct klp_mutex *mutex, struct kelpie_error **err);
 void klp_cond_wake(struct klp_cond *cond); /* all waiters */
@@ -105,10 +109,12 @@ KLP_AUTO_DEFINE(cond, struct klp_cond *, klp_cond_destroy)
     for (int klp_once = (klp_mutex_lock(mutex), 1); klp_once; klp_mutex_unlock(mutex), klp_once = 0)
 
 /* ---- the one hook for crashes and tests. NAME is dotted lower case: "teleport.before-claim".
- * Production: acts only when the program was started with --test-points (KELPIE_POINT=NAME:kill, :stop). */
+ * Production: acts only when the program was started with --test-points (KELPIE_POINT=NAME:kill,
+ * :stop). */
 void klp_point(struct klp_env *env, const char *name);
 
-/* ---- facts, never errors that are also returned. `event` is a stable dotted name, the rest "key=value ...". */
+/* ---- facts, never errors that are also returned. `event` is a stable dotted name, the rest
+ * "key=value ...". */
 enum klp_level { KLP_LOG_DEBUG, KLP_LOG_INFO, KLP_LOG_WARN, KLP_LOG_ERROR };
 void klp_log(struct klp_env *env, enum klp_level level, const char *event, const char *format, ...)
     KLP_PRINTF(4, 5);
@@ -121,7 +127,8 @@ struct klp_env_ops {
     uint64_t (*boot_ns)(struct klp_env *env);
     int64_t (*wall_ns)(struct klp_env *env);
     void (*random)(struct klp_env *env, void *out, size_t size);
-    kelpie_outcome (*sleep_until)(const struct kelpie_op *op, uint64_t boot_ns, struct kelpie_error **err);
+    kelpie_outcome (*sleep_until)(const struct kelpie_op *op, uint64_t boot_ns,
+                                  struct kelpie_error **err);
     bool (*task_spawn)(struct klp_env *env, const char *name, void (*run)(void *), void *arg,
                        struct klp_task **out, struct kelpie_error **err);
     void (*task_join)(struct klp_task *task);
@@ -145,9 +152,17 @@ struct klp_env_ops {
     const struct klp_chan_ops *chan;
 };
 /* Implementations embed these as first member, so that the wrappers find the table. */
-struct klp_task { struct klp_env *env; };
-struct klp_mutex { struct klp_env *env; };
-struct klp_cond { struct klp_env *env; };
-struct klp_cancel { struct klp_env *env; };
+struct klp_task {
+    struct klp_env *env;
+};
+struct klp_mutex {
+    struct klp_env *env;
+};
+struct klp_cond {
+    struct klp_env *env;
+};
+struct klp_cancel {
+    struct klp_env *env;
+};
 
 #endif

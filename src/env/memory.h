@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Handles and memory objects. A handle is something another process can be given: a memory object, a
- * stream, a file; a descriptor in production. A memory object is sparse memory of a fixed size without
- * a name (a memfd): the last holder's death frees it. Bytes never written read as zero and are holes.
- * Only env/, vm/ and its sub-folders may use this header: nothing above vm/ sees a handle. */
+/* Handles and memory objects. A handle is something another process can be given: a memory object,
+ * a stream, a file; a descriptor in production. A memory object is sparse memory of a fixed size
+ * without a name (a memfd): the last holder's death frees it. Bytes never written read as zero and
+ * are holes. Only env/, vm/ and its sub-folders may use this header: nothing above vm/ sees a
+ * handle. */
 #ifndef KLP_ENV_MEMORY_H
 #define KLP_ENV_MEMORY_H
 
@@ -26,8 +27,9 @@ KELPIE_MUST_USE bool klp_memory_size(struct klp_env *env, struct klp_handle memo
                                      struct kelpie_error **err);
 KELPIE_MUST_USE bool klp_memory_read(struct klp_env *env, struct klp_handle memory, uint64_t offset,
                                      void *out, size_t size, struct kelpie_error **err);
-KELPIE_MUST_USE bool klp_memory_write(struct klp_env *env, struct klp_handle memory, uint64_t offset,
-                                      const void *data, size_t size, struct kelpie_error **err);
+KELPIE_MUST_USE bool klp_memory_write(struct klp_env *env, struct klp_handle memory,
+                                      uint64_t offset, const void *data, size_t size,
+                                      struct kelpie_error **err);
 /* The first written range at or after `offset`, in whole host pages; *out_size 0 = none. */
 KELPIE_MUST_USE bool klp_memory_next(struct klp_env *env, struct klp_handle memory, uint64_t offset,
                                      uint64_t *out_offset, uint64_t *out_size,
@@ -43,11 +45,15 @@ KELPIE_MUST_USE bool klp_memory_check(struct klp_env *env, struct klp_handle mem
 struct klp_memory_ops {
     void (*close)(struct klp_env *, struct klp_handle);
     bool (*copy)(struct klp_env *, struct klp_handle, struct klp_handle *, struct kelpie_error **);
-    bool (*create)(struct klp_env *, const char *, uint64_t, struct klp_handle *, struct kelpie_error **);
+    bool (*create)(struct klp_env *, const char *, uint64_t, struct klp_handle *,
+                   struct kelpie_error **);
     bool (*size)(struct klp_env *, struct klp_handle, uint64_t *, struct kelpie_error **);
-    bool (*read)(struct klp_env *, struct klp_handle, uint64_t, void *, size_t, struct kelpie_error **);
-    bool (*write)(struct klp_env *, struct klp_handle, uint64_t, const void *, size_t, struct kelpie_error **);
-    bool (*next)(struct klp_env *, struct klp_handle, uint64_t, uint64_t *, uint64_t *, struct kelpie_error **);
+    bool (*read)(struct klp_env *, struct klp_handle, uint64_t, void *, size_t,
+                 struct kelpie_error **);
+    bool (*write)(struct klp_env *, struct klp_handle, uint64_t, const void *, size_t,
+                  struct kelpie_error **);
+    bool (*next)(struct klp_env *, struct klp_handle, uint64_t, uint64_t *, uint64_t *,
+                 struct kelpie_error **);
     bool (*seal)(struct klp_env *, struct klp_handle, struct kelpie_error **);
     bool (*check)(struct klp_env *, struct klp_handle, uint64_t, struct kelpie_error **);
 };

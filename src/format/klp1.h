@@ -22,7 +22,8 @@ struct klp1_blob { /* borrowed slices of the decoded bytes */
 };
 
 /* From a stream: the header alone. total_size: of the whole file, or UINT64_MAX when not known yet.
- * CORRUPT, checked in this order: shorter than 32 bytes, magic, version, lengths (sum overflows or differs). */
+ * CORRUPT, checked in this order: shorter than 32 bytes, magic, version, lengths (sum overflows or
+ * differs). */
 KELPIE_MUST_USE bool klp1_header_decode(const void *bytes, size_t size, uint64_t total_size,
                                         struct klp1_lengths *out, struct kelpie_error **err);
 void klp1_header_encode(const struct klp1_lengths *lengths, uint8_t out[KLP1_HEADER_SIZE]);
@@ -44,7 +45,8 @@ KELPIE_MUST_USE bool klp1_metadata_decode(struct klp_bytes json, struct klp1_met
                                           struct kelpie_error **err);
 void klp1_metadata_encode(const struct klp1_metadata *metadata, struct klp_buf *out);
 void klp1_metadata_finish(struct klp1_metadata *metadata);
-/* Everything: metadata (absent passes; *out_has_metadata says so), size_bytes and checksum. CORRUPT. */
+/* Everything: metadata (absent passes; *out_has_metadata says so), size_bytes and checksum.
+ * CORRUPT. */
 KELPIE_MUST_USE bool klp1_verify(const struct klp1_blob *blob, bool *out_has_metadata,
                                  struct kelpie_error **err);
 

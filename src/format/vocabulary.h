@@ -13,7 +13,8 @@ enum klp_word_kind {
     KLP_WORD_SLEEP, /* @sleep SECONDS: decimal, up to three decimals */
     KLP_WORD_RAISE, /* @raise SIGNAL: number; ends by that signal */
     KLP_WORD_FILL,  /* @fill MIB SEED: writes keyed pages into memory that stays; prints pages=N */
-    KLP_WORD_CHECK, /* @check: prints pages=N bad=M, status 1 when any is bad; pages=0 without a fill */
+    KLP_WORD_CHECK, /* @check: prints pages=N bad=M, status 1 when any is bad; pages=0 without a
+                       fill */
     KLP_WORD_COUNT, /* @count: prints a number that grows while the workload runs */
     KLP_WORD_ENV,   /* @env: the environment, one K=V a line, sorted */
     KLP_WORD_PWD,   /* @pwd: the working directory */
@@ -32,9 +33,11 @@ struct klp_word {
 /* argv[0] begins with '@'. INVALID names the word and its form; NO_COMMAND for an unknown word. */
 KELPIE_MUST_USE bool klp_word_parse(const char *const *argv, struct klp_word *out,
                                     struct kelpie_error **err);
-/* Fills `size` bytes (a multiple of 8) with what page `page` of fill `seed` at round `round` holds. */
+/* Fills `size` bytes (a multiple of 8) with what page `page` of fill `seed` at round `round` holds.
+ */
 void klp_keyed_page(uint64_t seed, uint64_t page, uint64_t round, void *out, size_t size);
 /* Compares without a buffer. */
-bool klp_keyed_page_check(uint64_t seed, uint64_t page, uint64_t round, const void *bytes, size_t size);
+bool klp_keyed_page_check(uint64_t seed, uint64_t page, uint64_t round, const void *bytes,
+                          size_t size);
 
 #endif

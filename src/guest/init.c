@@ -22,8 +22,9 @@
 #include "base/fmt.h"
 
 #define MODULES_LIST "/etc/kelpie/modules"
-#define TERM_WAIT_MS 3000 /* for the workload to end well; the host kills when it takes too long   \
-                           */
+#define TERM_WAIT_MS                                                                               \
+    3000 /* for the workload to end well; the host kills when it takes too long                    \
+          */
 
 struct mount_step {
     const char *source, *path, *type, *options;

@@ -7,7 +7,8 @@
 
 #include "env/env.h"
 
-/* The message in *err, for a wrapping message that says why itself. Borrowed; stays alive as its cause. */
+/* The message in *err, for a wrapping message that says why itself. Borrowed; stays alive as its
+ * cause. */
 static inline const char *klp_error_why(struct kelpie_error *const *err)
 {
     return err != NULL && *err != NULL ? kelpie_error_message(*err) : "";

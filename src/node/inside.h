@@ -137,8 +137,8 @@ void record_adopt(struct node_agent *agent, const struct klp_agent_record *recor
 KELPIE_MUST_USE bool agent_save(struct node_agent *agent,
                                 struct kelpie_error **err); /* STATE/agents/ID/config */
 KELPIE_MUST_USE bool agent_load(struct node_agent *agent, struct kelpie_error **err);
-/* From its folder, or, when the daemon ended between the claim and writing it, from the snapshot that
- * its record names. */
+/* From its folder, or, when the daemon ended between the claim and writing it, from the snapshot
+ * that its record names. */
 KELPIE_MUST_USE kelpie_outcome agent_know(const struct kelpie_op *op, struct node_agent *agent,
                                           struct kelpie_error **err);
 KELPIE_MUST_USE bool
@@ -192,7 +192,7 @@ KELPIE_MUST_USE kelpie_outcome start_cold(const struct kelpie_op *op, struct nod
 KELPIE_MUST_USE kelpie_outcome start_from(const struct kelpie_op *op, struct node_agent *agent,
                                           enum klp_unique_case which, struct kelpie_error **err);
 
-/* ---- capture.c: snapshot, suspend, fork, restore: the work of operations */
+/* ---- capture.c, birth.c, moves.c: snapshot, suspend, fork, restore: the work of operations */
 KELPIE_MUST_USE kelpie_outcome suspend_run(const struct kelpie_op *op, struct operation *operation,
                                            struct kelpie_error **err);
 KELPIE_MUST_USE kelpie_outcome fork_run(const struct kelpie_op *op, struct operation *operation,
@@ -201,6 +201,17 @@ KELPIE_MUST_USE kelpie_outcome restore_run(const struct kelpie_op *op, struct op
                                            struct kelpie_error **err);
 KELPIE_MUST_USE kelpie_outcome teleport_run(const struct kelpie_op *op, struct operation *operation,
                                             struct kelpie_error **err);
+struct shot { /* what a snapshot of an agent came to */
+    struct klp_manifest manifest;
+    struct klp_digest digest;
+    uint64_t pause_ns;
+};
+
+/* A snapshot of an agent that runs or is paused here: published, not named. It is back in its
+ * former state in every case. The slot is held; finish shot.manifest. */
+KELPIE_MUST_USE kelpie_outcome shot_take(const struct kelpie_op *op, struct node_agent *agent,
+                                         enum klp_snapshot_kind kind, const char *label,
+                                         struct shot *out, struct kelpie_error **err);
 /* What the store has of this agent's memory already. `held` keeps it: finish both when done. */
 struct parent_hold {
     struct klp_manifest template_, last;

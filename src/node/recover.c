@@ -56,9 +56,8 @@ void settle_chore(const struct kelpie_op *op, struct klp_node *node, const char 
     bool gone = false;
     kelpie_outcome outcome = KLP_OK;
     if (agent->life != NULL)
-        outcome =
-            klp_teleport_settle_on(&within, &node->host, agent->life->vm, &note, &agent->settle,
-                                   &record, &gone, NULL);
+        outcome = klp_teleport_settle_on(&within, &node->host, agent->life->vm, &note,
+                                         &agent->settle, &record, &gone, NULL);
     if (kelpie_is_ok(outcome))
         agent->settle = (struct klp_settle_watch){0};
     if (kelpie_is_ok(outcome) && gone) {

@@ -204,15 +204,18 @@ KELPIE_MUST_USE kelpie_outcome klp_teleport_settle(const struct kelpie_op *op,
                                                    const struct klp_handoff *note,
                                                    struct klp_agent_record *record, bool *out_gone,
                                                    struct kelpie_error **err);
-/* The same in portions: what one call saw of a destination that claimed and then is silent counts for the
- * next, else a dead one would never be found out. Zeroed before the first call of a hand-off. */
+/* The same in portions: what one call saw of a destination that claimed and then is silent counts
+ * for the next, else a dead one would never be found out. Zeroed before the first call of a
+ * hand-off. */
 struct klp_settle_watch {
     uint64_t beat, revision, since_ns;
 };
-KELPIE_MUST_USE kelpie_outcome klp_teleport_settle_on(
-    const struct kelpie_op *op, struct klp_host *host, struct kelpie_vm *vm,
-    const struct klp_handoff *note, struct klp_settle_watch *watch, struct klp_agent_record *record,
-    bool *out_gone, struct kelpie_error **err);
+KELPIE_MUST_USE kelpie_outcome klp_teleport_settle_on(const struct kelpie_op *op,
+                                                      struct klp_host *host, struct kelpie_vm *vm,
+                                                      const struct klp_handoff *note,
+                                                      struct klp_settle_watch *watch,
+                                                      struct klp_agent_record *record,
+                                                      bool *out_gone, struct kelpie_error **err);
 
 /* ---- the destination. Messages are hints: each is safe twice, late, or never. */
 struct klp_arrival; /* a prepared place: VM shell and resident base, by move id */

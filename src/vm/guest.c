@@ -208,6 +208,14 @@ static bool in_process(struct klp_guest *guest, struct kelpie_error **err)
     return fine;
 }
 
+static void breach_end(struct klp_guest *guest, const struct kelpie_error *why)
+{
+    char text[GUEST_TEXT_MAX];
+    klp_format(text, sizeof(text), "the guest broke the protocol: %s", kelpie_error_message(why));
+    guest_end_locked(guest, KELPIE_E_PROTOCOL, text);
+    klp_log(guest->env, KLP_LOG_WARN, "guest.breach", "error=%s", text);
+}
+
 static void reader_run(void *arg)
 {
     struct klp_guest *guest = arg;
@@ -224,7 +232,7 @@ static void reader_run(void *arg)
         else if (size == 0)
             guest_end_locked(guest, KELPIE_E_UNREACHABLE, "the guest closed its stream");
         else if (!guest->ended && !in_process(guest, &why))
-            guest_end_locked(guest, KELPIE_E_PROTOCOL, kelpie_error_message(why));
+            breach_end(guest, why);
         open = !guest->ended;
         klp_mutex_unlock(guest->mutex);
     }

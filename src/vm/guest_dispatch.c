@@ -13,9 +13,8 @@
 
 static bool breach(const struct klp_guest_frame *frame, struct kelpie_error **err, const char *why)
 {
-    return klp_refuse(err, KELPIE_E_PROTOCOL,
-                      "the guest broke the protocol: frame of type %u on channel %u: %s",
-                      frame->type, frame->channel, why);
+    return klp_refuse(err, KELPIE_E_PROTOCOL, "frame of type %u on channel %u: %s", frame->type,
+                      frame->channel, why);
 }
 
 /* ---- fields */
@@ -71,10 +70,10 @@ bool guest_hello_parse(struct klp_bytes body, struct klp_guest_hello *out,
     KLP_CHECK(klp_field_u64(body, KLP_TAG_CAPS, 0, &out->caps, err));
     KLP_CHECK(klp_field_u64(body, KLP_TAG_MAIN_STATE, 0, &state, err));
     if (version != KLP_GUEST_VERSION)
-        return klp_refuse(err, KELPIE_E_PROTOCOL, "the guest speaks version %llu of its protocol",
+        return klp_refuse(err, KELPIE_E_PROTOCOL, "it speaks version %llu of it",
                           (unsigned long long)version);
     if (state > KLP_MAIN_EXITED)
-        return klp_refuse(err, KELPIE_E_PROTOCOL, "the guest greets with state %llu",
+        return klp_refuse(err, KELPIE_E_PROTOCOL, "it greets with state %llu",
                           (unsigned long long)state);
     out->main_state = (enum klp_main_state)state;
     if (klp_field_find(body, KLP_TAG_ARCH, &arch)) {
@@ -84,7 +83,7 @@ bool guest_hello_parse(struct klp_bytes body, struct klp_guest_hello *out,
     if (klp_field_find(body, KLP_TAG_GENERATION, &generation)) {
         if (generation.size != sizeof(out->generation))
             return klp_refuse(err, KELPIE_E_PROTOCOL,
-                              "the guest greets with a generation of %zu bytes", generation.size);
+                              "it greets with a generation of %zu bytes", generation.size);
         memcpy(out->generation, generation.data, generation.size);
         out->has_generation = true;
     }
@@ -297,7 +296,7 @@ static bool session_frame_take(const struct klp_guest_frame *frame, struct kelpi
                         frame->type == KLP_GUEST_DATA || frame->type == KLP_GUEST_CREDIT_GRANT;
     if (frame->type == KLP_GUEST_ERROR) {
         KLP_AUTO(kelpie_error) struct kelpie_error *refusal = refusal_of(frame->body);
-        return klp_refuse(err, KELPIE_E_PROTOCOL, "the guest gave the session up: %s",
+        return klp_refuse(err, KELPIE_E_PROTOCOL, "it gave the session up: %s",
                           kelpie_error_message(refusal));
     }
     return !of_a_channel || breach(frame, err, "it is the session's own");
@@ -360,6 +359,5 @@ bool guest_frame_take(struct klp_guest *guest, const struct klp_guest_frame *fra
         return breach(frame, err, "the channel has ended");
     if (channel->refusal != NULL)
         return true; /* about to be closed by us */
-    return channel_frame_take(channel, frame, err) ||
-           klp_wrap_refusal(err, "cannot take an answer on channel %u", frame->channel);
+    return channel_frame_take(channel, frame, err);
 }

@@ -112,7 +112,7 @@ kelpie_outcome klp_keeper_launch(const struct kelpie_op *op, const char *keeper_
                                             klp_dir_path(dir), "--vm",     vm_id,
                                             "--backend",       backend};
     size_t count = 8;
-    int pidfd;
+    int pidfd = -1;
     if (klp_env_posix_test_points(op->env))
         argv[count++] = "--test-points";
     for (size_t i = 0; arguments != NULL && arguments[i] != NULL; i++) {

@@ -61,7 +61,9 @@ static inline void kit_page(uint8_t *out, uint64_t page, uint64_t seed)
     uint64_t x = page * 0x9e3779b97f4a7c15u + seed * 0xbf58476d1ce4e5b9u + 1;
     for (size_t i = 0; i < PAGE; i += 8) {
         x ^= x << 13, x ^= x >> 7, x ^= x << 17;
-        uint64_t value = seed == 0 ? 0 : (i / 8) % 4 == 0 ? x : seed; /* compressible to about a quarter */
+        uint64_t value = seed == 0          ? 0
+                         : (i / 8) % 4 == 0 ? x
+                                            : seed; /* compressible to about a quarter */
         memcpy(out + i, &value, 8);
     }
 }
@@ -137,7 +139,8 @@ static inline void kit_expect_page(struct klp_layer *layer, uint64_t page, uint6
     kit_page(expected, page, seed);
     assert_true(klp_layer_read(layer, page * PAGE, actual, PAGE, NULL));
     if (memcmp(expected, actual, PAGE) != 0)
-        fail_msg("page %llu is not of seed %llu", (unsigned long long)page, (unsigned long long)seed);
+        fail_msg("page %llu is not of seed %llu", (unsigned long long)page,
+                 (unsigned long long)seed);
 }
 
 #endif

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Captures into the store and back: what comes back is what went in, what is the same is not stored twice, and no
- * damaged byte comes back at all. */
+/* Captures into the store and back: what comes back is what went in, what is the same is not stored
+ * twice, and no damaged byte comes back at all. */
 #include "snapshot_kit.h"
 
 #include <dirent.h>
@@ -30,7 +30,8 @@ static void test_snapshot_restore__gives_back_every_page(void **state)
     kit_capture_begin(kit, PAGES, &capture);
     fill(&capture);
     assert_true(kelpie_is_ok(kit_write(kit, &capture, NULL, &manifest, &digest, NULL)));
-    assert_true(kelpie_is_ok(klp_snapshot_materialise(&kit->op, &kit->snapshots, &manifest, &layer, NULL)));
+    assert_true(
+        kelpie_is_ok(klp_snapshot_materialise(&kit->op, &kit->snapshots, &manifest, &layer, NULL)));
     assert_true(klp_layer_is_sealed(layer));
     for (uint64_t page = 0, next = 0; page < PAGES; page++) {
         kit_expect_page(layer, page, page == next ? seed_of(page) : 0);
@@ -38,7 +39,8 @@ static void test_snapshot_restore__gives_back_every_page(void **state)
             next += 1 + next % 3;
     }
     struct klp_buf device_state = KLP_BUF_INIT(1000);
-    assert_true(kelpie_is_ok(klp_snapshot_device_state(&kit->op, &kit->snapshots, &manifest, &device_state, NULL)));
+    assert_true(kelpie_is_ok(
+        klp_snapshot_device_state(&kit->op, &kit->snapshots, &manifest, &device_state, NULL)));
     assert_string_equal(klp_buf_text(&device_state), "device state");
     klp_buf_finish(&device_state);
     klp_layer_close(layer);
@@ -46,7 +48,8 @@ static void test_snapshot_restore__gives_back_every_page(void **state)
     klp_capture_finish(&capture.capture);
 }
 
-/* A chain: template, then five snapshots, each changing some pages; parents compared by every way there is. */
+/* A chain: template, then five snapshots, each changing some pages; parents compared by every way
+ * there is. */
 static void test_snapshot_restore__chain_over_a_template(void **state)
 {
     struct kit *kit = *state;
@@ -69,8 +72,10 @@ static void test_snapshot_restore__chain_over_a_template(void **state)
             seeds[page] = page % 2 == 0 ? 100 + round : 0;
             dirty[page] = true;
         }
-        for (uint64_t page = 0; page < PAGES; page++) /* all that differ from the template, as a hypervisor tells */
-            if (dirty[page] || page % 501 == 0)       /* and some that do not: written with the same bytes */
+        for (uint64_t page = 0; page < PAGES;
+             page++) /* all that differ from the template, as a hypervisor tells */
+            if (dirty[page] ||
+                page % 501 == 0) /* and some that do not: written with the same bytes */
                 kit_put(&step, page, seeds[page]);
         struct klp_snapshot_parent parent = {.manifest = has_before ? &before : &template_,
                                              .digest = has_before ? before_digest : template_digest,
@@ -81,9 +86,10 @@ static void test_snapshot_restore__chain_over_a_template(void **state)
         assert_true(manifest.stored_bytes < PAGES * PAGE / 50);
 
         struct klp_layer *whole, *diff;
-        assert_true(kelpie_is_ok(klp_snapshot_materialise(&kit->op, &kit->snapshots, &manifest, &whole, NULL)));
         assert_true(kelpie_is_ok(
-            klp_snapshot_materialise_diff(&kit->op, &kit->snapshots, &manifest, &template_, &diff, NULL)));
+            klp_snapshot_materialise(&kit->op, &kit->snapshots, &manifest, &whole, NULL)));
+        assert_true(kelpie_is_ok(klp_snapshot_materialise_diff(&kit->op, &kit->snapshots, &manifest,
+                                                               &template_, &diff, NULL)));
         for (uint64_t page = 0; page < PAGES; page++) {
             kit_expect_page(whole, page, seeds[page]);
             uint8_t bytes[PAGE], zero[PAGE] = {0};
@@ -91,7 +97,8 @@ static void test_snapshot_restore__chain_over_a_template(void **state)
             if (memcmp(bytes, zero, PAGE) != 0)
                 kit_expect_page(diff, page, seeds[page]);
             else if (seeds[page] != 0)
-                assert_int_equal(seeds[page], seed_of(page)); /* not in the diff: the template's own */
+                assert_int_equal(seeds[page],
+                                 seed_of(page)); /* not in the diff: the template's own */
         }
         klp_layer_close(whole);
         klp_layer_close(diff);
@@ -120,9 +127,11 @@ static void test_snapshot_restore__an_idle_clone_stores_next_to_nothing(void **s
     fill(&base);
     assert_true(kelpie_is_ok(kit_write(kit, &base, NULL, &template_, &template_digest, NULL)));
     kit_capture_begin(kit, PAGES, &clone);
-    struct klp_snapshot_parent parent = {&template_, template_digest, NULL, base.capture.dirty, NULL};
+    struct klp_snapshot_parent parent = {&template_, template_digest, NULL, base.capture.dirty,
+                                         NULL};
     assert_true(kelpie_is_ok(kit_write(kit, &clone, &parent, &manifest, &digest, NULL)));
-    assert_true(manifest.stored_bytes < 200 * 1024); /* the device state; the map is the template's own object */
+    assert_true(manifest.stored_bytes <
+                200 * 1024); /* the device state; the map is the template's own object */
     klp_manifest_finish(&manifest);
     klp_manifest_finish(&template_);
     klp_capture_finish(&base.capture);
@@ -131,7 +140,8 @@ static void test_snapshot_restore__an_idle_clone_stores_next_to_nothing(void **s
 
 /* ---- damage */
 
-static unsigned files_flip(const char *folder, unsigned step, bool (*restores)(void *arg), void *arg)
+static unsigned files_flip(const char *folder, unsigned step, bool (*restores)(void *arg),
+                           void *arg)
 {
     unsigned flips = 0;
     DIR *dir = opendir(folder);
@@ -181,12 +191,14 @@ static bool restores(void *arg)
     struct klp_layer *layer = NULL;
     struct klp_buf device_state = KLP_BUF_INIT(1000);
     struct kelpie_error *error = NULL;
-    kelpie_outcome outcome = klp_snapshot_load(&kit->op, &kit->snapshots, &damage->digest, &manifest, &error);
+    kelpie_outcome outcome =
+        klp_snapshot_load(&kit->op, &kit->snapshots, &damage->digest, &manifest, &error);
     bool loaded = kelpie_is_ok(outcome);
     if (loaded)
         outcome = klp_snapshot_materialise(&kit->op, &kit->snapshots, &manifest, &layer, &error);
     if (kelpie_is_ok(outcome))
-        outcome = klp_snapshot_device_state(&kit->op, &kit->snapshots, &manifest, &device_state, &error);
+        outcome =
+            klp_snapshot_device_state(&kit->op, &kit->snapshots, &manifest, &device_state, &error);
     if (loaded)
         klp_manifest_finish(&manifest);
     if (!kelpie_is_ok(outcome)) {
@@ -271,18 +283,23 @@ static void test_snapshot_publish__names_are_found_and_taken_once(void **state)
     kit_put(&capture, 1, 2);
     assert_true(kelpie_is_ok(kit_write(kit, &capture, NULL, &manifest, &digest, NULL)));
     strcpy(manifest.label, "first");
-    assert_true(kelpie_is_ok(klp_snapshot_name(&kit->op, &kit->snapshots, &manifest, &digest, NULL)));
+    assert_true(
+        kelpie_is_ok(klp_snapshot_name(&kit->op, &kit->snapshots, &manifest, &digest, NULL)));
     assert_true(kelpie_is_ok(klp_snapshot_find(&kit->op, &kit->snapshots, "first", &found, NULL)));
     assert_true(klp_digest_equal(&found, &digest));
-    assert_true(kelpie_is_ok(klp_snapshot_find(&kit->op, &kit->snapshots, manifest.id, &found, NULL)));
+    assert_true(
+        kelpie_is_ok(klp_snapshot_find(&kit->op, &kit->snapshots, manifest.id, &found, NULL)));
     /* The same again is fine; another digest under that name is not. */
-    assert_true(kelpie_is_ok(klp_snapshot_name(&kit->op, &kit->snapshots, &manifest, &digest, NULL)));
+    assert_true(
+        kelpie_is_ok(klp_snapshot_name(&kit->op, &kit->snapshots, &manifest, &digest, NULL)));
     found.bytes[0] ^= 1;
-    assert_false(kelpie_is_ok(klp_snapshot_name(&kit->op, &kit->snapshots, &manifest, &found, &error)));
+    assert_false(
+        kelpie_is_ok(klp_snapshot_name(&kit->op, &kit->snapshots, &manifest, &found, &error)));
     assert_int_equal(kelpie_error_code(error), KELPIE_E_EXISTS);
     klp_error_clear(&error);
     assert_true(kelpie_is_ok(klp_snapshot_remove(&kit->op, &kit->snapshots, &manifest, NULL)));
-    assert_false(kelpie_is_ok(klp_snapshot_find(&kit->op, &kit->snapshots, "first", &found, &error)));
+    assert_false(
+        kelpie_is_ok(klp_snapshot_find(&kit->op, &kit->snapshots, "first", &found, &error)));
     assert_int_equal(kelpie_error_code(error), KELPIE_E_NOT_FOUND);
     klp_error_clear(&error);
     klp_manifest_finish(&manifest);
@@ -292,14 +309,18 @@ static void test_snapshot_publish__names_are_found_and_taken_once(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(test_snapshot_restore__gives_back_every_page, kit_setup, kit_teardown),
-        cmocka_unit_test_setup_teardown(test_snapshot_restore__chain_over_a_template, kit_setup, kit_teardown),
-        cmocka_unit_test_setup_teardown(test_snapshot_restore__an_idle_clone_stores_next_to_nothing, kit_setup,
+        cmocka_unit_test_setup_teardown(test_snapshot_restore__gives_back_every_page, kit_setup,
                                         kit_teardown),
-        cmocka_unit_test_setup_teardown(test_snapshot_restore__refuses_every_flipped_byte, kit_setup, kit_teardown),
-        cmocka_unit_test_setup_teardown(test_snapshot_verify__finds_every_flipped_byte, kit_setup, kit_teardown),
-        cmocka_unit_test_setup_teardown(test_snapshot_publish__names_are_found_and_taken_once, kit_setup,
+        cmocka_unit_test_setup_teardown(test_snapshot_restore__chain_over_a_template, kit_setup,
                                         kit_teardown),
+        cmocka_unit_test_setup_teardown(test_snapshot_restore__an_idle_clone_stores_next_to_nothing,
+                                        kit_setup, kit_teardown),
+        cmocka_unit_test_setup_teardown(test_snapshot_restore__refuses_every_flipped_byte,
+                                        kit_setup, kit_teardown),
+        cmocka_unit_test_setup_teardown(test_snapshot_verify__finds_every_flipped_byte, kit_setup,
+                                        kit_teardown),
+        cmocka_unit_test_setup_teardown(test_snapshot_publish__names_are_found_and_taken_once,
+                                        kit_setup, kit_teardown),
     };
     return cmocka_run_group_tests_name("snapshot_restore", tests, NULL, NULL);
 }

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The receipt of uniqueness: every item missing, failed, false or twice is refused, by the table of each case. */
+/* The receipt of uniqueness: every item missing, failed, false or twice is refused, by the table of
+ * each case. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -10,7 +11,8 @@
 
 #include "teleport/teleport.h"
 
-static void good(enum klp_unique_case which, struct klp_unique_request *request, struct klp_unique_receipt *receipt)
+static void good(enum klp_unique_case which, struct klp_unique_request *request,
+                 struct klp_unique_receipt *receipt)
 {
     *request = (struct klp_unique_request){.which = which, .wall_ns = 1000000000000};
     memset(request->generation, 1, 16);
@@ -25,7 +27,8 @@ static void good(enum klp_unique_case which, struct klp_unique_request *request,
     receipt->items[KLP_ITEM_KERNEL_RNG].evidence_size = 32;
     receipt->items[KLP_ITEM_CLOCK].evidence_size = 8;
     for (unsigned i = 0; i < 8; i++)
-        receipt->items[KLP_ITEM_CLOCK].evidence[i] = (uint8_t)((uint64_t)request->wall_ns >> (8 * i));
+        receipt->items[KLP_ITEM_CLOCK].evidence[i] =
+            (uint8_t)((uint64_t)request->wall_ns >> (8 * i));
     receipt->items[KLP_ITEM_MACHINE_ID].evidence_size = 16;
     memset(receipt->items[KLP_ITEM_MACHINE_ID].evidence, 2, 16);
     receipt->items[KLP_ITEM_BOOT_ID].evidence_size = 16;
@@ -34,7 +37,8 @@ static void good(enum klp_unique_case which, struct klp_unique_request *request,
     memcpy(receipt->items[KLP_ITEM_HOSTNAME].evidence, "host", 4);
 }
 
-static void refused(const struct klp_unique_request *request, const struct klp_unique_receipt *receipt)
+static void refused(const struct klp_unique_request *request,
+                    const struct klp_unique_receipt *receipt)
 {
     struct kelpie_error *error = NULL;
     assert_false(klp_receipt_check(request, receipt, &error));
@@ -86,7 +90,8 @@ static void test_teleport_receipt__every_case_and_item(void **state)
 static void test_teleport_receipt__false_evidence(void **state)
 {
     (void)state;
-    static const int items[] = {KLP_ITEM_GENERATION, KLP_ITEM_MACHINE_ID, KLP_ITEM_BOOT_ID, KLP_ITEM_HOSTNAME};
+    static const int items[] = {KLP_ITEM_GENERATION, KLP_ITEM_MACHINE_ID, KLP_ITEM_BOOT_ID,
+                                KLP_ITEM_HOSTNAME};
     struct klp_unique_request request;
     struct klp_unique_receipt receipt;
     for (size_t i = 0; i < 4; i++) {

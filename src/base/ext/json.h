@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* JSON, by jansson: bounded parsing, no duplicate keys, typed access that names the field at fault. */
+/* JSON, by jansson: bounded parsing, no duplicate keys, typed access that names the field at fault.
+ */
 #ifndef KLP_BASE_EXT_JSON_H
 #define KLP_BASE_EXT_JSON_H
 
@@ -9,17 +10,20 @@
 
 struct klp_json; /* a value; children are borrowed, what a function creates is the caller's */
 
-/* One document, UTF-8, at most `depth_max` deep; anything after it is an error. INVALID with line and column. */
+/* One document, UTF-8, at most `depth_max` deep; anything after it is an error. INVALID with line
+ * and column. */
 KELPIE_MUST_USE bool klp_json_parse(const void *text, size_t size, unsigned depth_max,
                                     struct klp_json **out, struct kelpie_error **err);
 void klp_json_free(struct klp_json *json);
-/* Compact, keys in order of insertion; strings that are not UTF-8 must not get in (see klp_json_set_text). */
+/* Compact, keys in order of insertion; strings that are not UTF-8 must not get in (see
+ * klp_json_set_text). */
 void klp_json_print(const struct klp_json *json, struct klp_buf *out);
 
 struct klp_json *klp_json_copy(const struct klp_json *json); /* deep */
 struct klp_json *klp_json_object(void);
 struct klp_json *klp_json_array(void);
-/* Setters take over nothing but `value`. Text is escaped UTF-8: invalid bytes become U+FFFD. NULL text = JSON null. */
+/* Setters take over nothing but `value`. Text is escaped UTF-8: invalid bytes become U+FFFD. NULL
+ * text = JSON null. */
 void klp_json_set(struct klp_json *object, const char *key, struct klp_json *value);
 void klp_json_set_text(struct klp_json *object, const char *key, const char *text);
 void klp_json_set_text_n(struct klp_json *object, const char *key, const void *text, size_t size);
@@ -44,14 +48,14 @@ const char *klp_json_text(const struct klp_json *json);
  * negative or out of range: INVALID names the key. Texts are borrowed. */
 #define KLP_JSON_REQUIRED true
 #define KLP_JSON_OPTIONAL false
-KELPIE_MUST_USE bool klp_json_get_text(const struct klp_json *object, const char *key, bool required,
-                                       const char **out, struct kelpie_error **err);
+KELPIE_MUST_USE bool klp_json_get_text(const struct klp_json *object, const char *key,
+                                       bool required, const char **out, struct kelpie_error **err);
 KELPIE_MUST_USE bool klp_json_get_u64(const struct klp_json *object, const char *key, bool required,
                                       uint64_t *out, struct kelpie_error **err);
 KELPIE_MUST_USE bool klp_json_get_i64(const struct klp_json *object, const char *key, bool required,
                                       int64_t *out, struct kelpie_error **err);
-KELPIE_MUST_USE bool klp_json_get_bool(const struct klp_json *object, const char *key, bool required,
-                                       bool *out, struct kelpie_error **err);
+KELPIE_MUST_USE bool klp_json_get_bool(const struct klp_json *object, const char *key,
+                                       bool required, bool *out, struct kelpie_error **err);
 /* Refuses (INVALID, names the first) any key that is not in the NULL-terminated list. */
 KELPIE_MUST_USE bool klp_json_only(const struct klp_json *object, const char *const keys[],
                                    struct kelpie_error **err);

@@ -18,8 +18,8 @@ struct klp_env_posix_options {
                                 struct klp_buf *out_body, struct kelpie_error **err);
 };
 
-/* FAIL: KELPIE_POINT is set without --test-points, or is malformed (INVALID): NAME:kill or NAME:stop,
- * with @N to act at the N-th visit instead of the first. Ignores SIGPIPE and SIGXFSZ. */
+/* FAIL: KELPIE_POINT is set without --test-points, or is malformed (INVALID): NAME:kill or
+ * NAME:stop, with @N to act at the N-th visit instead of the first. Ignores SIGPIPE and SIGXFSZ. */
 KELPIE_MUST_USE bool klp_env_posix_create(const struct klp_env_posix_options *options,
                                           struct klp_env **out, struct kelpie_error **err);
 void klp_env_posix_destroy(struct klp_env *env);

@@ -33,10 +33,12 @@ __attribute__((noreturn)) static void child_fail(int pipe_fd, int step)
 }
 
 /* All are blocked on entry, so that no handler of the parent's ever runs in the child. */
-/* By the system call: the C library keeps two signals for itself and would leave them as we inherited them. */
+/* By the system call: the C library keeps two signals for itself and would leave them as we
+ * inherited them. */
 static void signals_default(void)
 {
-    static const uint64_t action[4]; /* struct kernel_sigaction: handler SIG_DFL, no flags, empty mask */
+    static const uint64_t
+        action[4]; /* struct kernel_sigaction: handler SIG_DFL, no flags, empty mask */
     sigset_t none;
     for (int number = 1; number < NSIG; number++)
         syscall(SYS_rt_sigaction, number, action, NULL, sizeof(uint64_t));

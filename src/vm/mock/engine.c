@@ -8,6 +8,7 @@
 
 #define MAGIC 0x314b434f4d504c4bull /* "KLPMOCK1" */
 #define OUT_MAX (4 * KLP_MIB)
+#define CREDIT_MAX (1u << 30) /* bytes; a host that grants more is not believed */
 
 uint8_t *mock_file_area(struct mock_engine *engine, uint64_t *out_size)
 {
@@ -22,6 +23,28 @@ uint8_t *mock_fill_area(struct mock_engine *engine, uint64_t *out_size)
     return (uint8_t *)engine->state + engine->memory_size / 2;
 }
 
+bool mock_text_ends(const char *text, size_t capacity)
+{
+    for (size_t i = 0; i < capacity; i++)
+        if (text[i] == 0)
+            return true;
+    return false;
+}
+
+/* A snapshot comes from anywhere: what would lead us out of its memory is not followed. */
+static bool state_is_sound(struct mock_engine *engine)
+{
+    const struct mock_state *state = engine->state;
+    uint64_t fill_size;
+    mock_fill_area(engine, &fill_size);
+    return mock_text_ends(state->hostname, sizeof(state->hostname)) &&
+           mock_text_ends(state->workdir, sizeof(state->workdir)) &&
+           state->env_size <= MOCK_ENV_SIZE &&
+           (state->env_size == 0 || state->env[state->env_size - 1] == 0) &&
+           state->main_state <= KLP_MAIN_EXITED && state->frozen <= 1 &&
+           state->fill_pages <= fill_size / engine->page_size && mock_files_are_sound(engine);
+}
+
 void mock_engine_init(struct mock_engine *engine, void *memory, uint64_t memory_size,
                       uint64_t page_size, const char *arch, const uint8_t seed[32])
 {
@@ -34,8 +57,13 @@ void mock_engine_init(struct mock_engine *engine, void *memory, uint64_t memory_
                              .out = KLP_BUF_INIT(OUT_MAX),
                              .arch = arch};
     struct mock_state *state = engine->state;
-    if (state->magic == MAGIC)
+    if (state->magic == MAGIC) {
+        engine->crashed = !state_is_sound(engine);
+        if (engine->crashed)
+            klp_text_copy(engine->console, sizeof(engine->console),
+                          "mock guest: its memory is damaged");
         return;
+    }
     state->magic = MAGIC;
     memcpy(state->rng, seed, sizeof(state->rng));
     memcpy(state->machine_id, seed, 16);
@@ -66,6 +94,15 @@ void mock_engine_finish(struct mock_engine *engine)
     mock_engine_hangup(engine);
     klp_buf_finish(&engine->in);
     klp_buf_finish(&engine->out);
+}
+
+/* Ends it by a signal: what it would still have said it does not say. */
+static void exec_kill(struct mock_channel *channel, int32_t signal)
+{
+    channel->ended = true;
+    channel->flood_left = 0;
+    channel->sends = false;
+    channel->signal = signal;
 }
 
 static struct mock_channel *channel_find(struct mock_engine *engine, uint32_t id)
@@ -176,10 +213,11 @@ static void setup(struct mock_engine *engine, const struct klp_guest_frame *fram
         klp_format(state->workdir, sizeof(state->workdir), "%.*s", (int)value.size,
                    (const char *)value.data);
     state->env_size = 0;
+    size_t count = 0;
     while (klp_field_next(frame->body, &at, &field, NULL) == 1) {
         if (field.tag != KLP_TAG_ENV)
             continue;
-        if (field.data.size + 1 > MOCK_ENV_SIZE - state->env_size) {
+        if (field.data.size + 1 > MOCK_ENV_SIZE - state->env_size || ++count > MOCK_ENV_MAX) {
             mock_error(engine, frame->channel, KELPIE_E_LIMIT, "the environment does not fit");
             return;
         }
@@ -190,18 +228,46 @@ static void setup(struct mock_engine *engine, const struct klp_guest_frame *fram
     mock_done(engine, frame->channel);
 }
 
+/* What by default ends nothing; nothing here can be stopped. */
+static bool signal_is_idle(uint64_t number)
+{
+    return number == 17 || number == 18 || (number >= 19 && number <= 23) || number == 28;
+}
+
 static void signal_take(struct mock_engine *engine, const struct klp_guest_frame *frame)
 {
     uint64_t number;
-    if (!klp_field_u64(frame->body, KLP_TAG_SIGNAL, 0, &number, NULL) || number == 0 || number > 64)
+    if (!klp_field_u64(frame->body, KLP_TAG_SIGNAL, 0, &number, NULL) || number == 0 ||
+        number > 64 || signal_is_idle(number))
         return;
     struct mock_channel *channel = channel_find(engine, frame->channel);
-    if (frame->channel == 0) {
+    if (frame->channel == 0)
         mock_main_signal(engine, (int)number);
-    } else if (channel != NULL && channel->kind == MOCK_EXEC && !channel->ended) {
+    else if (channel != NULL && channel->kind == MOCK_EXEC && !channel->ended)
+        exec_kill(channel, (int32_t)number);
+}
+
+static void credit_give(struct mock_engine *engine, const struct mock_channel *channel,
+                        uint64_t bytes)
+{
+    __attribute__((cleanup(klp_auto_buf))) struct klp_buf fields = KLP_BUF_INIT(64);
+    klp_field_append_u64(&fields, KLP_TAG_BYTES, bytes);
+    mock_frame(engine, KLP_GUEST_CREDIT_GRANT, 0, channel->id, &fields);
+}
+
+/* What it reads comes back out: the host may send more when that much has left. */
+static void echo_take(struct mock_engine *engine, struct mock_channel *channel,
+                      struct klp_bytes data, bool end)
+{
+    if (data.size > KLP_GUEST_CREDIT - (channel->out.size - channel->out_at)) {
+        mock_error(engine, channel->id, KELPIE_E_PROTOCOL, "more input than there was credit for");
+        mock_channel_close(channel);
+        return;
+    }
+    klp_buf_append(&channel->out, data.data, data.size);
+    if (end) {
+        channel->reads_input = false;
         channel->ended = true;
-        channel->flood_left = 0;
-        channel->signal = (int32_t)number;
     }
 }
 
@@ -211,20 +277,14 @@ static void data_take(struct mock_engine *engine, const struct klp_guest_frame *
     bool end = (frame->flags & KLP_GUEST_FLAG_END) != 0;
     if (channel == NULL)
         return;
-    if (frame->body.size > 0) { /* taken at once: the host may send as much again */
-        __attribute__((cleanup(klp_auto_buf))) struct klp_buf fields = KLP_BUF_INIT(64);
-        klp_field_append_u64(&fields, KLP_TAG_BYTES, frame->body.size);
-        mock_frame(engine, KLP_GUEST_CREDIT_GRANT, 0, channel->id, &fields);
+    if (channel->kind == MOCK_EXEC && channel->reads_input) {
+        echo_take(engine, channel, frame->body, end);
+        return;
     }
-    if (channel->kind == MOCK_PUT) {
+    if (frame->body.size > 0) /* taken at once */
+        credit_give(engine, channel, frame->body.size);
+    if (channel->kind == MOCK_PUT)
         mock_put_data(engine, channel, frame->body, end);
-    } else if (channel->kind == MOCK_EXEC && channel->reads_input) {
-        klp_buf_append(&channel->out, frame->body.data, frame->body.size);
-        if (end) {
-            channel->reads_input = false;
-            channel->ended = true;
-        }
-    }
 }
 
 static void credit_take(struct mock_engine *engine, const struct klp_guest_frame *frame)
@@ -232,7 +292,7 @@ static void credit_take(struct mock_engine *engine, const struct klp_guest_frame
     struct mock_channel *channel = channel_find(engine, frame->channel);
     uint64_t bytes;
     if (channel != NULL && klp_field_u64(frame->body, KLP_TAG_BYTES, 0, &bytes, NULL) &&
-        bytes < (1u << 30))
+        bytes < CREDIT_MAX && channel->credit < CREDIT_MAX)
         channel->credit += bytes;
 }
 
@@ -303,10 +363,15 @@ static void frame_take(struct mock_engine *engine, const struct klp_guest_frame 
     }
 }
 
+bool mock_engine_takes(const struct mock_engine *engine, size_t size)
+{
+    return size <= engine->in.size_max - engine->in.size;
+}
+
 void mock_engine_input(struct mock_engine *engine, const void *bytes, size_t size)
 {
     klp_buf_append(&engine->in, bytes, size);
-    if (engine->in.over_limit) /* more than two frames unread: garbage */
+    if (engine->in.over_limit) /* nobody asked mock_engine_takes: the session is out of step */
         klp_buf_clear(&engine->in);
 }
 
@@ -339,6 +404,8 @@ static void channel_send(struct mock_engine *engine, struct mock_channel *channe
                                (struct klp_bytes){channel->out.data + channel->out_at, size});
         channel->out_at += size;
         channel->credit -= size;
+        if (channel->echoes && channel->reads_input)
+            credit_give(engine, channel, size);
     }
     if (channel->out_at == channel->out.size) {
         klp_buf_clear(&channel->out);
@@ -357,6 +424,13 @@ static void flood_make(struct mock_channel *channel)
         channel->ended = true;
 }
 
+void mock_channel_make(struct mock_engine *engine, struct mock_channel *channel)
+{
+    if (channel->sends)
+        mock_files_make(engine, channel);
+    flood_make(channel);
+}
+
 static void exec_end(struct mock_engine *engine, struct mock_channel *channel)
 {
     __attribute__((cleanup(klp_auto_buf))) struct klp_buf fields = KLP_BUF_INIT(KLP_KIB);
@@ -372,42 +446,49 @@ static void exec_end(struct mock_engine *engine, struct mock_channel *channel)
     mock_channel_close(channel);
 }
 
-static void exec_tick(struct mock_channel *channel, uint64_t ms, bool frozen)
+/* Of its end and its timeout the earlier one counts, however long nobody looked. */
+static void exec_tick(struct mock_channel *channel, uint64_t passed_ms)
 {
-    if (channel->ended || frozen)
+    int64_t ms = passed_ms < INT64_MAX ? (int64_t)passed_ms : INT64_MAX;
+    int64_t ends = channel->ends_in_ms, timeout = channel->timeout_in_ms;
+    if (channel->ended)
         return;
-    if (channel->ends_in_ms >= 0 && (channel->ends_in_ms -= (int64_t)ms) <= 0) {
+    if (ends >= 0 && ends <= ms && (timeout < 0 || ends <= timeout)) {
         channel->ends_in_ms = -1;
         channel->ended = true;
-    }
-    if (!channel->ended && channel->timeout_in_ms >= 0 &&
-        (channel->timeout_in_ms -= (int64_t)ms) <= 0) {
-        channel->timed_out = channel->ended = true;
-        channel->signal = 9;
-        channel->flood_left = 0;
+    } else if (timeout >= 0 && timeout <= ms) {
+        channel->timed_out = true;
+        exec_kill(channel, 9);
+    } else {
+        channel->ends_in_ms = ends >= 0 ? ends - ms : -1;
+        channel->timeout_in_ms = timeout >= 0 ? timeout - ms : -1;
     }
 }
 
 static void channel_step(struct mock_engine *engine, struct mock_channel *channel, uint64_t ms)
 {
-    if (channel->kind == MOCK_FREE || channel->kind == MOCK_PUT)
+    bool stands = channel->kind == MOCK_EXEC && engine->state->frozen;
+    if (channel->kind == MOCK_FREE || channel->kind == MOCK_PUT || stands)
         return;
     if (channel->kind == MOCK_FOLLOW) {
         mock_follow_step(engine, channel);
         return;
     }
-    exec_tick(channel, ms, engine->state->frozen);
+    exec_tick(channel, ms);
     do {
-        flood_make(channel);
+        mock_channel_make(engine, channel);
         channel_send(engine, channel);
-    } while (channel->flood_left > 0 && channel->out.size == 0 && engine->out.size < OUT_MAX / 2);
-    if (channel->ended && channel->out.size == 0 && channel->flood_left == 0)
+    } while ((channel->flood_left > 0 || channel->sends) && channel->out.size == 0 &&
+             engine->out.size < OUT_MAX / 2);
+    if (channel->ended && channel->out.size == 0 && channel->flood_left == 0 && !channel->sends)
         exec_end(engine, channel);
 }
 
 void mock_engine_step(struct mock_engine *engine, uint64_t elapsed_ns, int64_t wall_ns)
 {
     uint64_t passed = engine->remainder_ns + elapsed_ns, ms = passed / 1000000;
+    if (engine->crashed)
+        return;
     engine->remainder_ns = passed % 1000000;
     frames_take(engine, wall_ns);
     if (!engine->state->frozen) {
@@ -421,6 +502,8 @@ void mock_engine_step(struct mock_engine *engine, uint64_t elapsed_ns, int64_t w
 uint64_t mock_engine_idle_ms(const struct mock_engine *engine)
 {
     int64_t idle = 1000;
+    if (engine->state->frozen)
+        return 1000;
     for (size_t i = 0; i < MOCK_CHANNELS_MAX; i++) {
         const struct mock_channel *channel = &engine->channels[i];
         if (channel->kind == MOCK_FREE)

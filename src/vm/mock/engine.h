@@ -13,6 +13,7 @@
 
 #define MOCK_LOG_SIZE (16 * KLP_KIB)
 #define MOCK_ENV_SIZE (32 * KLP_KIB)
+#define MOCK_ENV_MAX 256 /* variables of SETUP, and as many more of one exec */
 #define MOCK_ARGV_SIZE (4 * KLP_KIB)
 #define MOCK_FILES_MAX 64
 #define MOCK_CHANNELS_MAX KLP_EXEC_CHANNELS_MAX
@@ -21,7 +22,7 @@ struct mock_file {
     char path[256]; /* "" = free */
     char target[128];
     uint32_t kind, mode;
-    uint64_t offset, size; /* in the file area */
+    uint64_t offset, size, reserved; /* in the file area; size grows up to what is reserved */
 };
 
 /* What lies at address 0 of guest memory: offsets only, no pointers. */
@@ -34,7 +35,7 @@ struct mock_state {
     int64_t clock_offset_ns;
     uint64_t counter; /* one a millisecond while the workload runs */
     uint64_t fill_pages, fill_seed, fill_round;
-    uint64_t files_used; /* bytes of the file area */
+    uint64_t files_used; /* bytes of the file area, gaps of replaced files among them */
     int32_t main_code, main_signal;
     int64_t main_ends_in_ms; /* of a sleeping main process; -1 = it has no end of its own */
     uint64_t log_end;        /* absolute offset behind the last byte */
@@ -61,9 +62,14 @@ struct mock_channel {
     size_t out_at;
     bool out_is_stderr, out_closed;
     uint64_t flood_left, flood_at;
+    bool sends; /* bytes of files are still to come into `out` */
+    bool packs; /* as an archive of all below `path`, named from path + name_cut on */
+    size_t name_cut, next_slot;        /* of the archive: slots before are packed */
+    const struct mock_file *from;      /* the file at hand, or NULL */
+    uint64_t from_at, from_size;       /* what its header promised */
     int64_t ends_in_ms, timeout_in_ms; /* -1 = never */
     int32_t code, signal;
-    bool ended, timed_out, reads_input;
+    bool ended, timed_out, reads_input, echoes;
     bool is_done; /* ends with DONE instead of EXIT */
     struct klp_tar_reader *tar;
     bool tar_ended;         /* its own end was seen */
@@ -84,7 +90,7 @@ struct mock_engine {
 };
 
 /* `memory`: zeroed or restored. Fills in a fresh state when there is none; `seed`: 32 bytes of the
- * first random state. */
+ * first random state. A state that no guest of ours can have left is `crashed` from the start. */
 void mock_engine_init(struct mock_engine *engine, void *memory, uint64_t memory_size,
                       uint64_t page_size, const char *arch, const uint8_t seed[32]);
 void mock_engine_finish(struct mock_engine *engine);
@@ -92,12 +98,15 @@ void mock_engine_finish(struct mock_engine *engine);
 void mock_engine_input(struct mock_engine *engine, const void *bytes, size_t size);
 /* Time passes: elapsed_ns since the last call, wall time now. Answers go to engine->out. */
 void mock_engine_step(struct mock_engine *engine, uint64_t elapsed_ns, int64_t wall_ns);
+/* Is there room for so much input? Whoever drives it leaves the rest in the stream until then. */
+bool mock_engine_takes(const struct mock_engine *engine, size_t size);
 /* How long nothing would happen without input, in ms; 1000 at most. */
 uint64_t mock_engine_idle_ms(const struct mock_engine *engine);
 /* The host's end of the stream closed: the session is over. */
 void mock_engine_hangup(struct mock_engine *engine);
 
 /* ---- between the engine's files */
+bool mock_text_ends(const char *text, size_t capacity);
 uint8_t *mock_file_area(struct mock_engine *engine, uint64_t *out_size);
 uint8_t *mock_fill_area(struct mock_engine *engine, uint64_t *out_size);
 struct mock_channel *mock_channel_open(struct mock_engine *engine, uint32_t id,
@@ -109,10 +118,12 @@ void mock_error(struct mock_engine *engine, uint32_t channel, enum kelpie_code c
                 const char *text);
 void mock_done(struct mock_engine *engine, uint32_t channel);
 void mock_exec(struct mock_engine *engine, const struct klp_guest_frame *frame);
-/* Runs a word: output into `out`; *code or *signal when it is over at once, else ends_in_ms or
- * flood. */
+/* Runs a word: output into `out`; *code or *signal when it is over at once, else ends_in_ms, flood
+ * or sends. `body`: the frame's, for what it adds to the environment. */
 void mock_word_run(struct mock_engine *engine, struct mock_channel *channel,
-                   const char *const *argv);
+                   const char *const *argv, struct klp_bytes body);
+/* Tops `out` up from what is to be sent, to a frame's worth. */
+void mock_channel_make(struct mock_engine *engine, struct mock_channel *channel);
 void mock_main_start(struct mock_engine *engine, const struct klp_guest_frame *frame);
 void mock_main_frame(struct mock_engine *engine, uint32_t channel);
 void mock_main_log(struct mock_engine *engine, const struct klp_guest_frame *frame);
@@ -125,6 +136,8 @@ void mock_put_data(struct mock_engine *engine, struct mock_channel *channel, str
                    bool end);
 void mock_get_begin(struct mock_engine *engine, const struct klp_guest_frame *frame,
                     bool checkpoint);
+void mock_files_make(struct mock_engine *engine, struct mock_channel *channel);
+bool mock_files_are_sound(struct mock_engine *engine);
 struct mock_file *mock_file_find(struct mock_engine *engine, const char *path);
 void mock_unique(struct mock_engine *engine, const struct klp_guest_frame *frame, int64_t wall_ns);
 /* argv fields of a frame, NULL-terminated pointers into `bytes`; false when there are none or too

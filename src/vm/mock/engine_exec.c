@@ -53,9 +53,8 @@ static void echo(struct mock_channel *channel, const char *const *argv)
 
 static void cat(struct mock_engine *engine, struct mock_channel *channel)
 {
-    uint64_t area_size;
     if (channel->word.path == NULL) {
-        channel->reads_input = true;
+        channel->reads_input = channel->echoes = true;
         channel->ended = false;
         return;
     }
@@ -66,7 +65,9 @@ static void cat(struct mock_engine *engine, struct mock_channel *channel)
         klp_buf_append_format(&channel->out, "@cat: %s: no such file\n", channel->word.path);
         return;
     }
-    klp_buf_append(&channel->out, mock_file_area(engine, &area_size) + file->offset, file->size);
+    channel->sends = true;
+    channel->from = file;
+    channel->from_size = file->size;
 }
 
 /* Of K=V texts, by K. */
@@ -86,11 +87,11 @@ static void env_print(struct mock_engine *engine, struct mock_channel *channel,
                       struct klp_bytes body)
 {
     const struct mock_state *state = engine->state;
-    const char *entries[512];
+    const char *entries[2 * MOCK_ENV_MAX];
     size_t count = 0, at = 0;
     __attribute__((cleanup(klp_auto_buf))) struct klp_buf added = KLP_BUF_INIT(ARGV_BYTES);
     struct klp_field field;
-    for (uint32_t offset = 0; offset < state->env_size && count < 256;
+    for (uint32_t offset = 0; offset < state->env_size && count < MOCK_ENV_MAX;
          offset += (uint32_t)strlen(state->env + offset) + 1)
         entries[count++] = state->env + offset;
     while (klp_field_next(body, &at, &field, NULL) == 1)
@@ -98,7 +99,7 @@ static void env_print(struct mock_engine *engine, struct mock_channel *channel,
             klp_buf_append(&added, field.data.data, field.data.size);
             klp_buf_append_u8(&added, 0);
         }
-    for (size_t offset = 0; offset < added.size && count < 512;
+    for (size_t offset = 0; offset < added.size && count < KLP_COUNT(entries);
          offset += strlen((char *)added.data + offset) + 1)
         entries[count++] = (char *)added.data + offset;
     for (size_t i = 1; i < count; i++) /* insertion: stable, and few */
@@ -117,8 +118,19 @@ static void env_print(struct mock_engine *engine, struct mock_channel *channel,
     }
 }
 
+static void pwd(const struct mock_engine *engine, struct mock_channel *channel,
+                struct klp_bytes body)
+{
+    struct klp_bytes workdir;
+    if (klp_field_find(body, KLP_TAG_WORKDIR, &workdir) && workdir.size > 0)
+        klp_buf_append_format(&channel->out, "%.*s\n", (int)workdir.size,
+                              (const char *)workdir.data);
+    else
+        klp_buf_append_format(&channel->out, "%s\n", engine->state->workdir);
+}
+
 void mock_word_run(struct mock_engine *engine, struct mock_channel *channel,
-                   const char *const *argv)
+                   const char *const *argv, struct klp_bytes body)
 {
     channel->ended = true;
     switch (channel->word.kind) {
@@ -158,7 +170,11 @@ void mock_word_run(struct mock_engine *engine, struct mock_channel *channel,
         klp_format(engine->console, sizeof(engine->console),
                    "mock guest: crashed as it was told to");
         return;
-    default:
+    case KLP_WORD_ENV:
+        env_print(engine, channel, body);
+        return;
+    case KLP_WORD_PWD:
+        pwd(engine, channel, body);
         return;
     }
 }
@@ -166,7 +182,6 @@ void mock_word_run(struct mock_engine *engine, struct mock_channel *channel,
 static void exec_run(struct mock_engine *engine, struct mock_channel *channel,
                      const char *const *argv, struct klp_bytes body)
 {
-    struct klp_bytes workdir;
     uint64_t timeout = 0;
     KLP_IGNORE(klp_field_u64(body, KLP_TAG_TIMEOUT_MS, 0, &timeout, NULL));
     channel->timeout_in_ms = timeout != 0 && timeout < INT64_MAX ? (int64_t)timeout : -1;
@@ -174,15 +189,7 @@ static void exec_run(struct mock_engine *engine, struct mock_channel *channel,
         channel->path = klp_mem_string(channel->word.path);
         channel->word.path = channel->path;
     }
-    mock_word_run(engine, channel, argv);
-    if (channel->word.kind == KLP_WORD_ENV)
-        env_print(engine, channel, body);
-    if (channel->word.kind == KLP_WORD_PWD && klp_field_find(body, KLP_TAG_WORKDIR, &workdir) &&
-        workdir.size > 0)
-        klp_buf_append_format(&channel->out, "%.*s\n", (int)workdir.size,
-                              (const char *)workdir.data);
-    else if (channel->word.kind == KLP_WORD_PWD)
-        klp_buf_append_format(&channel->out, "%s\n", engine->state->workdir);
+    mock_word_run(engine, channel, argv, body);
 }
 
 void mock_exec(struct mock_engine *engine, const struct klp_guest_frame *frame)
@@ -229,11 +236,28 @@ static void main_over(struct mock_engine *engine, int32_t code, int32_t signal)
     engine->state->main_signal = signal;
 }
 
+/* All that a main process says at once; of a flood only what the log keeps is made. */
+static void main_output(struct mock_engine *engine, struct mock_channel *run)
+{
+    if (run->flood_left > MOCK_LOG_SIZE) {
+        uint64_t skipped = run->flood_left - MOCK_LOG_SIZE;
+        run->flood_at += skipped;
+        run->flood_left = MOCK_LOG_SIZE;
+        engine->state->log_end += skipped;
+    }
+    do {
+        mock_channel_make(engine, run);
+        mock_log_append(engine, run->out.data, run->out.size);
+        klp_buf_clear(&run->out);
+    } while (run->sends || run->flood_left > 0);
+}
+
 void mock_main_start(struct mock_engine *engine, const struct klp_guest_frame *frame)
 {
     const char *argv[64];
     struct mock_state *state = engine->state;
-    struct mock_channel run = {.out = KLP_BUF_INIT(KLP_MIB), .ends_in_ms = -1};
+    struct mock_channel run = {
+        .kind = MOCK_EXEC, .out = KLP_BUF_INIT(KLP_MIB), .ends_in_ms = -1, .timeout_in_ms = -1};
     __attribute__((cleanup(klp_auto_buf))) struct klp_buf bytes = KLP_BUF_INIT(ARGV_BYTES);
     struct kelpie_error *error = NULL;
     if (state->main_state == KLP_MAIN_RUNNING) {
@@ -250,10 +274,8 @@ void mock_main_start(struct mock_engine *engine, const struct klp_guest_frame *f
         klp_error_clear(&error);
         return;
     }
-    mock_word_run(engine, &run, argv);
-    for (; run.flood_left > 0; run.flood_left--)
-        klp_buf_append_u8(&run.out, (uint8_t)(run.flood_at++ % 251));
-    mock_log_append(engine, run.out.data, run.out.size);
+    mock_word_run(engine, &run, argv, frame->body);
+    main_output(engine, &run);
     klp_buf_finish(&run.out);
     state->main_state = KLP_MAIN_RUNNING;
     state->main_ends_in_ms = run.ends_in_ms;
@@ -306,33 +328,25 @@ void mock_main_log(struct mock_engine *engine, const struct klp_guest_frame *fra
     channel->follow = follow != 0;
 }
 
-void mock_follow_step(struct mock_engine *engine, struct mock_channel *channel)
+/* MAIN and the bytes behind it, as far as they lie in one piece. */
+static void log_send(struct mock_engine *engine, struct mock_channel *channel, uint64_t size)
 {
     const struct mock_state *state = engine->state;
-    uint64_t start = state->log_end > MOCK_LOG_SIZE ? state->log_end - MOCK_LOG_SIZE : 0;
-    if (channel->follow_at < start)
-        channel->follow_at = start;
-    if (channel->follow_at > state->log_end)
-        channel->follow_at = state->log_end;
-    uint64_t left = state->log_end - channel->follow_at;
-    if (left > 0 && channel->credit > 0) {
-        uint8_t bytes[MOCK_LOG_SIZE];
-        size_t size = left < channel->credit ? (size_t)left : (size_t)channel->credit;
-        for (size_t i = 0; i < size; i++)
-            bytes[i] = state->log[(channel->follow_at + i) % MOCK_LOG_SIZE];
-        __attribute__((cleanup(klp_auto_buf))) struct klp_buf fields = KLP_BUF_INIT(KLP_KIB);
-        klp_field_append_u64(&fields, KLP_TAG_MAIN_STATE, state->main_state);
-        klp_field_append_u64(&fields, KLP_TAG_OFFSET, channel->follow_at);
-        klp_field_append_u64(&fields, KLP_TAG_BYTES, state->log_end);
-        mock_frame(engine, KLP_GUEST_MAIN, 0, channel->id, &fields);
-        klp_guest_frame_append(&engine->out, KLP_GUEST_DATA, 0, channel->id,
-                               (struct klp_bytes){bytes, size});
-        channel->follow_at += size;
-        channel->credit -= size;
-        left -= size;
-    }
-    if (left > 0 || (channel->follow && state->main_state == KLP_MAIN_RUNNING))
-        return;
+    __attribute__((cleanup(klp_auto_buf))) struct klp_buf fields = KLP_BUF_INIT(KLP_KIB);
+    klp_field_append_u64(&fields, KLP_TAG_MAIN_STATE, state->main_state);
+    klp_field_append_u64(&fields, KLP_TAG_OFFSET, channel->follow_at);
+    klp_field_append_u64(&fields, KLP_TAG_BYTES, state->log_end);
+    mock_frame(engine, KLP_GUEST_MAIN, 0, channel->id, &fields);
+    klp_guest_frame_append(
+        &engine->out, KLP_GUEST_DATA, 0, channel->id,
+        (struct klp_bytes){state->log + channel->follow_at % MOCK_LOG_SIZE, (size_t)size});
+    channel->follow_at += size;
+    channel->credit -= size;
+}
+
+static void follow_end(struct mock_engine *engine, struct mock_channel *channel)
+{
+    const struct mock_state *state = engine->state;
     if (state->main_state == KLP_MAIN_EXITED) {
         __attribute__((cleanup(klp_auto_buf))) struct klp_buf fields = KLP_BUF_INIT(KLP_KIB);
         klp_field_append_u64(&fields, KLP_TAG_CODE, (uint64_t)state->main_code);
@@ -342,4 +356,24 @@ void mock_follow_step(struct mock_engine *engine, struct mock_channel *channel)
         mock_done(engine, channel->id);
     }
     mock_channel_close(channel);
+}
+
+void mock_follow_step(struct mock_engine *engine, struct mock_channel *channel)
+{
+    const struct mock_state *state = engine->state;
+    uint64_t start = state->log_end > MOCK_LOG_SIZE ? state->log_end - MOCK_LOG_SIZE : 0;
+    if (channel->follow_at < start)
+        channel->follow_at = start;
+    if (channel->follow_at > state->log_end)
+        channel->follow_at = state->log_end;
+    while (channel->follow_at < state->log_end && channel->credit > 0 &&
+           engine->out.size < engine->out.size_max / 2) {
+        uint64_t size = state->log_end - channel->follow_at;
+        uint64_t piece = MOCK_LOG_SIZE - channel->follow_at % MOCK_LOG_SIZE;
+        size = size < piece ? size : piece;
+        log_send(engine, channel, size < channel->credit ? size : channel->credit);
+    }
+    if (channel->follow_at == state->log_end &&
+        !(channel->follow && state->main_state == KLP_MAIN_RUNNING))
+        follow_end(engine, channel);
 }

@@ -49,25 +49,81 @@ struct mock_file *mock_file_find(struct mock_engine *engine, const char *path)
 
 /* ---- put */
 
+/* No two share bytes: closing gaps relies on it. */
+static bool files_are_apart(const struct mock_state *state)
+{
+    for (size_t i = 0; i < MOCK_FILES_MAX; i++)
+        for (size_t k = 0; k < i; k++) {
+            const struct mock_file *a = &state->files[i], *b = &state->files[k];
+            if (a->reserved > 0 && b->reserved > 0 && a->offset < b->offset + b->reserved &&
+                b->offset < a->offset + a->reserved)
+                return false;
+        }
+    return true;
+}
+
+/* Closes the gaps that replaced files left: the files in the order they lie in. */
+static void area_compact(struct mock_engine *engine)
+{
+    struct mock_file *files = engine->state->files;
+    uint64_t area_size, used = 0;
+    uint8_t *area = mock_file_area(engine, &area_size);
+    for (;;) {
+        struct mock_file *next = NULL; /* the first that does not lie below `used` yet */
+        for (size_t i = 0; i < MOCK_FILES_MAX; i++)
+            if (files[i].path[0] != 0 && files[i].reserved > 0 && files[i].offset >= used &&
+                (next == NULL || files[i].offset < next->offset))
+                next = &files[i];
+        if (next == NULL)
+            break;
+        memmove(area + used, area + next->offset, (size_t)next->size);
+        next->offset = used;
+        used += next->reserved;
+    }
+    engine->state->files_used = used;
+}
+
+bool mock_files_are_sound(struct mock_engine *engine)
+{
+    const struct mock_state *state = engine->state;
+    uint64_t area_size;
+    mock_file_area(engine, &area_size);
+    if (state->files_used > area_size)
+        return false;
+    for (size_t i = 0; i < MOCK_FILES_MAX; i++) {
+        const struct mock_file *file = &state->files[i];
+        if (mock_text_ends(file->path, sizeof(file->path)) &&
+            mock_text_ends(file->target, sizeof(file->target)) && file->size <= file->reserved &&
+            file->reserved <= state->files_used &&
+            file->offset <= state->files_used - file->reserved)
+            continue;
+        return false;
+    }
+    return files_are_apart(state);
+}
+
 static struct mock_file *file_make(struct mock_engine *engine, const char *path,
                                    const struct klp_tar_entry *entry)
 {
-    uint64_t area_size;
-    struct mock_file *file = mock_file_find(engine, path), *free_file = NULL;
+    struct mock_state *state = engine->state;
+    uint64_t area_size, wanted = entry->kind == KLP_TAR_FILE ? entry->size : 0;
+    struct mock_file *file = mock_file_find(engine, path);
     mock_file_area(engine, &area_size);
-    for (size_t i = 0; file == NULL && i < MOCK_FILES_MAX && free_file == NULL; i++)
-        if (engine->state->files[i].path[0] == 0)
-            free_file = &engine->state->files[i];
-    if (file == NULL)
-        file = free_file;
-    if (file == NULL || entry->size > area_size - engine->state->files_used ||
-        strlen(entry->target) >= sizeof(file->target))
+    for (size_t i = 0; file == NULL && i < MOCK_FILES_MAX; i++)
+        if (state->files[i].path[0] == 0)
+            file = &state->files[i];
+    if (file == NULL || strlen(entry->target) >= sizeof(file->target))
+        return NULL;
+    *file = (struct mock_file){.path = ""}; /* what was there is given up first */
+    if (wanted > area_size - state->files_used)
+        area_compact(engine);
+    if (wanted > area_size - state->files_used)
         return NULL;
     *file = (struct mock_file){
-        .kind = entry->kind, .mode = entry->mode, .offset = engine->state->files_used};
+        .kind = entry->kind, .mode = entry->mode, .offset = state->files_used, .reserved = wanted};
     klp_text_copy(file->path, sizeof(file->path), path);
     klp_text_copy(file->target, sizeof(file->target), entry->target);
-    engine->state->files_used += entry->size;
+    state->files_used += wanted;
     return file;
 }
 
@@ -98,9 +154,12 @@ static bool put_event(struct mock_engine *engine, struct mock_channel *channel,
         return channel->file != NULL;
     }
     if (event == KLP_TAR_CONTENT && channel->file != NULL) {
-        memcpy(mock_file_area(engine, &area_size) + channel->file->offset + channel->file->size,
-               content.data, content.size);
-        channel->file->size += content.size;
+        struct mock_file *file = channel->file;
+        if (content.size > file->reserved - file->size) /* somebody else put it anew meanwhile */
+            return false;
+        memcpy(mock_file_area(engine, &area_size) + file->offset + file->size, content.data,
+               content.size);
+        file->size += content.size;
     }
     return true;
 }
@@ -134,7 +193,7 @@ void mock_put_data(struct mock_engine *engine, struct mock_channel *channel, str
     klp_error_clear(&error);
 }
 
-/* ---- get: small enough to be made at once */
+/* ---- get: made as it is sent */
 
 static bool below(const char *path, const char *folder)
 {
@@ -144,24 +203,86 @@ static bool below(const char *path, const char *folder)
     return strncmp(path, folder, size) == 0 && (path[size] == 0 || path[size] == '/');
 }
 
-static bool file_pack(struct mock_engine *engine, const struct mock_file *file, const char *name,
-                      struct klp_buf *out)
+static bool is_packed(const struct mock_channel *channel, const struct mock_file *file)
 {
-    uint64_t area_size;
+    return file->path[0] != 0 && file->path[1] != 0 && below(file->path, channel->path);
+}
+
+static void header_make(struct mock_channel *channel, const struct mock_file *file)
+{
     struct klp_tar_entry *entry = klp_mem_alloc(sizeof(*entry));
     entry->kind = (enum klp_tar_kind)file->kind;
     entry->mode = file->mode;
     entry->size = file->kind == KLP_TAR_FILE ? file->size : 0;
-    klp_text_copy(entry->path, sizeof(entry->path), name);
+    klp_text_copy(entry->path, sizeof(entry->path), file->path + channel->name_cut);
     klp_text_copy(entry->target, sizeof(entry->target), file->target);
-    bool fine = klp_tar_header_append(out, entry, NULL);
-    if (fine && entry->size > 0) {
-        static const uint8_t zeros[KLP_TAR_BLOCK];
-        klp_buf_append(out, mock_file_area(engine, &area_size) + file->offset, file->size);
-        klp_buf_append(out, zeros, klp_tar_padding(file->size));
+    if (klp_tar_header_append(&channel->out, entry, NULL)) { /* names were checked when they came */
+        channel->from = file;
+        channel->from_at = 0;
+        channel->from_size = entry->size;
     }
     klp_mem_free(entry);
-    return fine;
+}
+
+/* As many bytes as its header promised, whatever became of the file since. */
+static void content_make(struct mock_engine *engine, struct mock_channel *channel)
+{
+    static const uint8_t zeros[KLP_TAR_BLOCK];
+    uint64_t area_size, left = channel->from_size - channel->from_at;
+    const uint8_t *area = mock_file_area(engine, &area_size);
+    const struct mock_file *file = channel->from;
+    uint64_t there = file->size > channel->from_at ? file->size - channel->from_at : 0;
+    const uint8_t *bytes = there > 0 ? area + file->offset + channel->from_at : zeros;
+    uint64_t most = there > 0 ? there : sizeof(zeros);
+    uint64_t size = left < most ? left : most;
+    size = size < KLP_FRAME_BODY_MAX ? size : KLP_FRAME_BODY_MAX;
+    klp_buf_append(&channel->out, bytes, (size_t)size);
+    channel->from_at += size;
+    if (channel->from_at < channel->from_size)
+        return;
+    if (channel->packs)
+        klp_buf_append(&channel->out, zeros, klp_tar_padding(channel->from_size));
+    channel->from = NULL;
+    channel->sends = channel->packs;
+}
+
+void mock_files_make(struct mock_engine *engine, struct mock_channel *channel)
+{
+    while (channel->sends && channel->out.size < KLP_FRAME_BODY_MAX) {
+        if (channel->from != NULL) {
+            content_make(engine, channel);
+        } else if (channel->next_slot < MOCK_FILES_MAX) {
+            const struct mock_file *file = &engine->state->files[channel->next_slot++];
+            if (is_packed(channel, file))
+                header_make(channel, file);
+        } else {
+            klp_tar_end_append(&channel->out);
+            channel->sends = false;
+        }
+    }
+}
+
+static bool packs_any(const struct mock_engine *engine, const struct mock_channel *channel)
+{
+    for (size_t i = 0; i < MOCK_FILES_MAX; i++)
+        if (is_packed(channel, &engine->state->files[i]))
+            return true;
+    return false;
+}
+
+static void archive_begin(struct mock_engine *engine, uint32_t id, const char *folder,
+                          size_t name_cut, bool may_be_empty)
+{
+    struct mock_channel *channel = mock_channel_open(engine, id, MOCK_SEND);
+    if (channel == NULL)
+        return;
+    channel->path = klp_mem_string(folder);
+    channel->name_cut = name_cut;
+    channel->sends = channel->packs = channel->ended = channel->is_done = true;
+    if (!may_be_empty && !packs_any(engine, channel)) {
+        mock_error(engine, id, KELPIE_E_NOT_FOUND, "no such file in the guest");
+        mock_channel_close(channel);
+    }
 }
 
 /* Names as `tar -C parent name` gives them; of a checkpoint from the root, so that they go back to
@@ -170,39 +291,26 @@ void mock_get_begin(struct mock_engine *engine, const struct klp_guest_frame *fr
                     bool checkpoint)
 {
     struct klp_bytes wanted;
-    char raw[256] = "/", folder[256];
-    if (!checkpoint) {
-        if (!klp_field_find(frame->body, KLP_TAG_PATH, &wanted) || wanted.size == 0 ||
-            wanted.size > 200) {
-            mock_error(engine, frame->channel, KELPIE_E_INVALID,
-                       "GET needs a path of 1 to 200 bytes");
-            return;
-        }
-        klp_format(raw, sizeof(raw), "%.*s", (int)wanted.size, (const char *)wanted.data);
-    }
-    bool relative = raw[0] != '/';
-    struct mock_channel *channel = mock_channel_open(engine, frame->channel, MOCK_SEND);
-    if (channel == NULL)
+    char raw[256], folder[256];
+    size_t cut = 1;
+    if (checkpoint) {
+        archive_begin(engine, frame->channel, "/", cut, true);
         return;
-    size_t packed = 0, cut = 1;
-    bool fine = path_clean(folder, relative ? engine->state->workdir : "", raw);
-    for (size_t i = 0; !checkpoint && fine && folder[i] != 0; i++)
+    }
+    if (!klp_field_find(frame->body, KLP_TAG_PATH, &wanted) || wanted.size == 0 ||
+        wanted.size > 200) {
+        mock_error(engine, frame->channel, KELPIE_E_INVALID, "GET needs a path of 1 to 200 bytes");
+        return;
+    }
+    klp_format(raw, sizeof(raw), "%.*s", (int)wanted.size, (const char *)wanted.data);
+    if (!path_clean(folder, raw[0] != '/' ? engine->state->workdir : "", raw)) {
+        mock_error(engine, frame->channel, KELPIE_E_NOT_FOUND, "no such file in the guest");
+        return;
+    }
+    for (size_t i = 0; folder[i] != 0; i++)
         if (folder[i] == '/')
             cut = i + 1; /* names begin at the last part */
-    for (size_t i = 0; fine && i < MOCK_FILES_MAX; i++) {
-        const struct mock_file *file = &engine->state->files[i];
-        if (file->path[0] == 0 || file->path[1] == 0 || !below(file->path, folder))
-            continue;
-        fine = file_pack(engine, file, file->path + cut, &channel->out);
-        packed++;
-    }
-    if (!fine || (packed == 0 && !checkpoint)) {
-        mock_error(engine, frame->channel, KELPIE_E_NOT_FOUND, "no such file in the guest");
-        mock_channel_close(channel);
-        return;
-    }
-    klp_tar_end_append(&channel->out);
-    channel->ended = channel->is_done = true;
+    archive_begin(engine, frame->channel, folder, cut, false);
 }
 
 /* ---- uniqueness: the mock world's own random state, clock and identity */
@@ -237,34 +345,44 @@ static bool bytes_take(struct klp_bytes body, uint16_t tag, void *out, size_t si
     return true;
 }
 
+static enum klp_unique_result item_result(bool applies, bool taken)
+{
+    if (!applies)
+        return KLP_UNIQUE_NOT_APPLICABLE;
+    return taken ? KLP_UNIQUE_DONE : KLP_UNIQUE_FAILED;
+}
+
 void mock_unique(struct mock_engine *engine, const struct klp_guest_frame *frame, int64_t wall_ns)
 {
     struct mock_state *state = engine->state;
     uint64_t which = 0, told_ns = 0;
-    uint8_t entropy[64];
+    uint8_t entropy[64], generation[16];
     struct klp_bytes hostname;
-    bool fork_case, keeps_boot;
+    bool fork_case, keeps_boot, machine_taken = false, boot_taken = false, name_taken = false;
     if (!klp_field_u64(frame->body, KLP_TAG_CASE, 0, &which, NULL) || which < KLP_UNIQUE_MOVE ||
         which > KLP_UNIQUE_FORK ||
         !klp_field_u64(frame->body, KLP_TAG_WALL_NS, 0, &told_ns, NULL) ||
-        !bytes_take(frame->body, KLP_TAG_GENERATION, state->generation, 16) ||
+        !bytes_take(frame->body, KLP_TAG_GENERATION, generation, sizeof(generation)) ||
         !bytes_take(frame->body, KLP_TAG_ENTROPY, entropy, sizeof(entropy))) {
         mock_error(engine, frame->channel, KELPIE_E_PROTOCOL, "UNIQUE is not complete");
         return;
     }
     fork_case = which == KLP_UNIQUE_FORK;
     keeps_boot = which == KLP_UNIQUE_MOVE;
+    memcpy(state->generation, generation, sizeof(generation));
     state->has_generation = 1;
     rng_step(state->rng, entropy, sizeof(entropy));
     state->clock_offset_ns = (int64_t)told_ns - wall_ns;
     if (fork_case)
-        KLP_IGNORE(bytes_take(frame->body, KLP_TAG_MACHINE_ID, state->machine_id, 16));
+        machine_taken = bytes_take(frame->body, KLP_TAG_MACHINE_ID, state->machine_id, 16);
     if (!keeps_boot)
-        KLP_IGNORE(bytes_take(frame->body, KLP_TAG_BOOT_ID, state->boot_id, 16));
+        boot_taken = bytes_take(frame->body, KLP_TAG_BOOT_ID, state->boot_id, 16);
     if (fork_case && klp_field_find(frame->body, KLP_TAG_HOSTNAME, &hostname) &&
-        hostname.size < sizeof(state->hostname))
+        hostname.size < sizeof(state->hostname)) {
         klp_format(state->hostname, sizeof(state->hostname), "%.*s", (int)hostname.size,
                    (const char *)hostname.data);
+        name_taken = true;
+    }
 
     __attribute__((cleanup(klp_auto_buf))) struct klp_buf fields = KLP_BUF_INIT(8 * KLP_KIB);
     int64_t now = wall_ns + state->clock_offset_ns;
@@ -275,12 +393,11 @@ void mock_unique(struct mock_engine *engine, const struct klp_guest_frame *frame
     item(&fields, KLP_ITEM_KERNEL_RNG, KLP_UNIQUE_DONE, state->rng, sizeof(state->rng));
     item(&fields, KLP_ITEM_HWRNG, KLP_UNIQUE_NOT_APPLICABLE, NULL, 0);
     item(&fields, KLP_ITEM_CLOCK, KLP_UNIQUE_DONE, clock, sizeof(clock));
-    item(&fields, KLP_ITEM_MACHINE_ID, fork_case ? KLP_UNIQUE_DONE : KLP_UNIQUE_NOT_APPLICABLE,
-         state->machine_id, 16);
-    item(&fields, KLP_ITEM_BOOT_ID, keeps_boot ? KLP_UNIQUE_NOT_APPLICABLE : KLP_UNIQUE_DONE,
-         state->boot_id, 16);
-    item(&fields, KLP_ITEM_HOSTNAME, fork_case ? KLP_UNIQUE_DONE : KLP_UNIQUE_NOT_APPLICABLE,
-         state->hostname, strlen(state->hostname));
+    item(&fields, KLP_ITEM_MACHINE_ID, item_result(fork_case, machine_taken), state->machine_id,
+         16);
+    item(&fields, KLP_ITEM_BOOT_ID, item_result(!keeps_boot, boot_taken), state->boot_id, 16);
+    item(&fields, KLP_ITEM_HOSTNAME, item_result(fork_case, name_taken), state->hostname,
+         strlen(state->hostname));
     item(&fields, KLP_ITEM_SEED_FILES, KLP_UNIQUE_NOT_APPLICABLE, NULL, 0);
     item(&fields, KLP_ITEM_SSH_KEYS, KLP_UNIQUE_NOT_APPLICABLE, NULL, 0);
     item(&fields, KLP_ITEM_HOOKS, KLP_UNIQUE_NOT_APPLICABLE, NULL, 0);

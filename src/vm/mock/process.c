@@ -19,6 +19,7 @@
 #include "vm/mock/process.h"
 
 #define PAGE 4096u
+#define READ_SIZE 16384u
 
 static const char device_magic[8] = "MOCKDEV1";
 
@@ -63,7 +64,7 @@ static bool device_load(struct guest *guest, const char *bytes, size_t size)
         return false;
     engine_begin(guest);
     guest->stopped = true;
-    return true;
+    return !guest->engine.crashed;
 }
 
 /* One order. False = the keeper is gone. */
@@ -92,7 +93,7 @@ static bool order_serve(struct guest *guest)
 
 static void guest_read(struct guest *guest)
 {
-    char bytes[16384];
+    char bytes[READ_SIZE];
     ssize_t size = recv(MOCK_GUEST_FD, bytes, sizeof(bytes), MSG_DONTWAIT);
     if (size > 0)
         mock_engine_input(&guest->engine, bytes, (size_t)size);
@@ -124,8 +125,10 @@ static int guest_run(struct guest *guest)
     for (;;) {
         bool runs = guest->loaded && !guest->stopped;
         struct pollfd polled[2] = {{MOCK_CONTROL_FD, POLLIN, 0}, {MOCK_GUEST_FD, 0, 0}};
+        bool takes = runs && mock_engine_takes(&guest->engine, READ_SIZE);
         if (runs)
-            polled[1].events = (short)(POLLIN | (guest->engine.out.size > 0 ? POLLOUT : 0));
+            polled[1].events =
+                (short)((takes ? POLLIN : 0) | (guest->engine.out.size > 0 ? POLLOUT : 0));
         int timeout = runs ? (int)mock_engine_idle_ms(&guest->engine) : -1;
         if (poll(polled, runs ? 2 : 1, timeout) < 0 && errno != EINTR)
             return 98;
