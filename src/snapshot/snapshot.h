@@ -121,13 +121,4 @@ KELPIE_MUST_USE kelpie_outcome klp_snapshot_device_state(const struct kelpie_op 
                                                          struct klp_buf *out,
                                                          struct kelpie_error **err);
 
-/* ---- garbage (gc.c): objects no ref, no record and no session reaches. `roots` names manifests
- * that live records hold; *out_bytes freed. Safe beside writers without a clock (DESIGN 6). */
-KELPIE_MUST_USE kelpie_outcome klp_snapshot_collect(const struct kelpie_op *op,
-                                                    const struct klp_snapshots *snapshots,
-                                                    const struct klp_digest *roots,
-                                                    size_t root_count, bool dry_run,
-                                                    uint64_t *out_objects, uint64_t *out_bytes,
-                                                    struct kelpie_error **err);
-
 #endif
