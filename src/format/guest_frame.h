@@ -28,9 +28,10 @@
 
 #define KLP_GUEST_HEADER_SIZE 16
 #define KLP_GUEST_VERSION 1
-#define KLP_GUEST_CREDIT (256u * KLP_KIB)  /* bytes a channel and direction at its opening */
-#define KLP_GUEST_LOG_MAX (256u * KLP_KIB) /* bytes of the main process's output the guest keeps   \
-                                            */
+#define KLP_GUEST_CREDIT (256u * KLP_KIB) /* bytes a channel and direction at its opening */
+#define KLP_GUEST_LOG_MAX                                                                          \
+    (256u * KLP_KIB) /* bytes of the main process's output the guest keeps                         \
+                      */
 
 enum klp_guest_type {
     /* host to guest */

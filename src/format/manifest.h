@@ -14,8 +14,9 @@
 
 #define KLP_PACKS_MAX 4096
 #define KLP_REGIONS_MAX 8
-#define KLP_AGENT_STATE_MAX (4096ull * KLP_MIB) /* bytes of a checkpoint's agent state, as stored  \
-                                                 */
+#define KLP_AGENT_STATE_MAX                                                                        \
+    (4096ull * KLP_MIB) /* bytes of a checkpoint's agent state, as stored                          \
+                         */
 
 enum klp_snapshot_kind {
     KLP_KIND_NONE,

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The host's side of the guest protocol (format/guest_frame.h): one session over one stream, many channels at
- * once, a reader task that hands frames to their channels within their credit. Every call has the op's deadline.
- * A broken protocol ends the session (PROTOCOL), never the daemon. */
+/* The host's side of the guest protocol (format/guest_frame.h): one session over one stream, many
+ * channels at once, a reader task that hands frames to their channels within their credit. Every
+ * call has the op's deadline. A broken protocol ends the session (PROTOCOL), never the daemon. */
 #ifndef KLP_VM_GUEST_H
 #define KLP_VM_GUEST_H
 
@@ -39,10 +39,9 @@ KELPIE_MUST_USE kelpie_outcome klp_guest_put(const struct kelpie_op *op, struct 
                                              size_t (*input)(void *arg, void *out, size_t capacity),
                                              void *arg, struct kelpie_error **err);
 /* type: KLP_GUEST_GET, or KLP_GUEST_CHECKPOINT with path NULL. */
-KELPIE_MUST_USE kelpie_outcome klp_guest_get(const struct kelpie_op *op, struct klp_guest *guest,
-                                             uint16_t type, const char *path,
-                                             bool (*output)(void *arg, const void *data, size_t size),
-                                             void *arg, struct kelpie_error **err);
+KELPIE_MUST_USE kelpie_outcome klp_guest_get(
+    const struct kelpie_op *op, struct klp_guest *guest, uint16_t type, const char *path,
+    bool (*output)(void *arg, const void *data, size_t size), void *arg, struct kelpie_error **err);
 KELPIE_MUST_USE kelpie_outcome klp_guest_setup(const struct kelpie_op *op, struct klp_guest *guest,
                                                const char *hostname, const char *const *env,
                                                const char *workdir, struct kelpie_error **err);
@@ -52,22 +51,23 @@ struct klp_guest_main {
     int32_t exit_code, signal;
     uint64_t log_start, log_end; /* absolute offsets of the bytes the guest still has */
 };
-KELPIE_MUST_USE kelpie_outcome klp_guest_main_start(const struct kelpie_op *op, struct klp_guest *guest,
+KELPIE_MUST_USE kelpie_outcome klp_guest_main_start(const struct kelpie_op *op,
+                                                    struct klp_guest *guest,
                                                     const char *const *argv, const char *const *env,
                                                     const char *workdir, struct kelpie_error **err);
-KELPIE_MUST_USE kelpie_outcome klp_guest_main_status(const struct kelpie_op *op, struct klp_guest *guest,
+KELPIE_MUST_USE kelpie_outcome klp_guest_main_status(const struct kelpie_op *op,
+                                                     struct klp_guest *guest,
                                                      struct klp_guest_main *out,
                                                      struct kelpie_error **err);
-/* Bytes from `offset` on (from log_start if it is gone already). follow: until the main process has ended.
- * `offset` tells each delivery's place. */
-KELPIE_MUST_USE kelpie_outcome klp_guest_main_log(const struct kelpie_op *op, struct klp_guest *guest,
-                                                  uint64_t offset, bool follow,
-                                                  bool (*output)(void *arg, uint64_t offset, bool is_stderr,
-                                                                 const void *data, size_t size),
-                                                  void *arg, struct klp_guest_main *out,
-                                                  struct kelpie_error **err);
-KELPIE_MUST_USE kelpie_outcome klp_guest_main_signal(const struct kelpie_op *op, struct klp_guest *guest,
-                                                     int signal, struct kelpie_error **err);
+/* Bytes from `offset` on (from log_start if it is gone already). follow: until the main process has
+ * ended. `offset` tells each delivery's place. */
+KELPIE_MUST_USE kelpie_outcome klp_guest_main_log(
+    const struct kelpie_op *op, struct klp_guest *guest, uint64_t offset, bool follow,
+    bool (*output)(void *arg, uint64_t offset, bool is_stderr, const void *data, size_t size),
+    void *arg, struct klp_guest_main *out, struct kelpie_error **err);
+KELPIE_MUST_USE kelpie_outcome klp_guest_main_signal(const struct kelpie_op *op,
+                                                     struct klp_guest *guest, int signal,
+                                                     struct kelpie_error **err);
 /* FREEZE, THAW, SHUTDOWN, PING. */
 KELPIE_MUST_USE kelpie_outcome klp_guest_order(const struct kelpie_op *op, struct klp_guest *guest,
                                                uint16_t type, struct kelpie_error **err);

@@ -82,8 +82,8 @@ bool guest_hello_parse(struct klp_bytes body, struct klp_guest_hello *out,
     }
     if (klp_field_find(body, KLP_TAG_GENERATION, &generation)) {
         if (generation.size != sizeof(out->generation))
-            return klp_refuse(err, KELPIE_E_PROTOCOL,
-                              "it greets with a generation of %zu bytes", generation.size);
+            return klp_refuse(err, KELPIE_E_PROTOCOL, "it greets with a generation of %zu bytes",
+                              generation.size);
         memcpy(out->generation, generation.data, generation.size);
         out->has_generation = true;
     }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A layer: guest memory, or the pages of it that differ from what lies below. Sparse, of the guest's size,
- * over a memory object of env. Above vm/ nobody sees the object or an address: pages go in and out in runs. */
+/* A layer: guest memory, or the pages of it that differ from what lies below. Sparse, of the
+ * guest's size, over a memory object of env. Above vm/ nobody sees the object or an address: pages
+ * go in and out in runs. */
 #ifndef KLP_VM_LAYER_H
 #define KLP_VM_LAYER_H
 
@@ -9,7 +10,7 @@
 
 struct klp_layer;
 
-struct klp_run { /* borrowed pages, valid until the next call on the cursor */
+struct klp_run {     /* borrowed pages, valid until the next call on the cursor */
     uint64_t offset; /* bytes; a whole number of pages */
     size_t size;     /* <= KLP_BLOCK_SIZE */
     const uint8_t *data;
@@ -28,8 +29,8 @@ uint8_t klp_layer_page_log2(const struct klp_layer *layer);
 KELPIE_MUST_USE bool klp_layer_write(struct klp_layer *layer, uint64_t offset, const void *data,
                                      size_t size, struct kelpie_error **err);
 /* Absent pages read as zero. */
-KELPIE_MUST_USE bool klp_layer_read(struct klp_layer *layer, uint64_t offset, void *out, size_t size,
-                                    struct kelpie_error **err);
+KELPIE_MUST_USE bool klp_layer_read(struct klp_layer *layer, uint64_t offset, void *out,
+                                    size_t size, struct kelpie_error **err);
 KELPIE_MUST_USE bool klp_layer_seal(struct klp_layer *layer, struct kelpie_error **err);
 bool klp_layer_is_sealed(const struct klp_layer *layer);
 /* Two owners: the cache of templates and a VM. */

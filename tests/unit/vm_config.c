@@ -8,8 +8,8 @@
 
 struct fake {
     struct kelpie_vm_factory base;
-    const char *fault;  /* added by the backend; NULL = none */
-    bool refuses;       /* false without a reason */
+    const char *fault; /* added by the backend; NULL = none */
+    bool refuses;      /* false without a reason */
     bool bad_machine;
     unsigned asked;
     struct kelpie_vm_config seen; /* numbers only */
@@ -40,8 +40,7 @@ static const struct klp_factory_ops fake_ops = {.name = "fake", .machine = fake_
 
 static struct fake fake_make(const struct kit *kit)
 {
-    return (struct fake){
-        .base = {.ops = &fake_ops, .env = kit->env, .arch = KLP_ARCH_X86_64}};
+    return (struct fake){.base = {.ops = &fake_ops, .env = kit->env, .arch = KLP_ARCH_X86_64}};
 }
 
 static void refused(struct fake *fake, const struct kelpie_vm_config *config, enum kelpie_code code,
@@ -169,7 +168,8 @@ static void test_vm_config__hostnames(void **state)
 {
     struct fake fake = fake_make(*state);
     static const char *const good[] = {"a", "Agent-7.example", "x123"};
-    static const char *const bad[] = {"", "-a", "a-", ".a", "a.", "a b", "a_b", "a\n", "caf\xc3\xa9"};
+    static const char *const bad[] = {"",    "-a",  "a-",  ".a",         "a.",
+                                      "a b", "a_b", "a\n", "caf\xc3\xa9"};
     struct kelpie_vm_config config = {0};
     struct klp_machine machine;
     for (size_t i = 0; i < KLP_COUNT(good); i++) {
@@ -228,7 +228,8 @@ static void test_vm_config__copies_are_its_own(void **state)
     (void)state;
     char path[] = "/kernel", entry[] = "K=V";
     const char *env[] = {entry, "L=W", NULL};
-    struct kelpie_vm_config copy, config = {.kernel_image_path = path, .env = env, .memory_mib = 256};
+    struct kelpie_vm_config copy,
+        config = {.kernel_image_path = path, .env = env, .memory_mib = 256};
     klp_vm_config_copy(&copy, &config, KLP_ARCH_AARCH64);
     path[0] = entry[0] = 'X';
     env[1] = NULL;

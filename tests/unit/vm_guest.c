@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The host's side of a guest session against a guest in the test's hands: greeting, calls, credit, gate,
- * ends. Hostile guests: vm_guest_hostile.c. */
+/* The host's side of a guest session against a guest in the test's hands: greeting, calls, credit,
+ * gate, ends. Hostile guests: vm_guest_hostile.c. */
 #include "vm_guest_kit.h"
 
 #define U64(value) ((uint64_t)(value))
@@ -55,8 +55,8 @@ static void test_vm_guest__greeting_is_repeated(void **state)
     guest_is_well(g);
 }
 
-/* What an earlier session or a restore left in the stream: halves of frames, whole frames, noise, and the
- * answer to somebody else's greeting. */
+/* What an earlier session or a restore left in the stream: halves of frames, whole frames, noise,
+ * and the answer to somebody else's greeting. */
 static void test_vm_guest__greeting_is_found_in_garbage(void **state)
 {
     struct guest_kit *g = *state;
@@ -66,7 +66,7 @@ static void test_vm_guest__greeting_is_found_in_garbage(void **state)
     struct klp_task *task = guest_open_begin(g, &opening);
     struct klp_bytes nonce = guest_hello_nonce(g);
     for (size_t i = 0; i < sizeof(noise); i++)
-        noise[i] = (uint8_t)"KG\1K"[i * i % 4];
+        noise[i] = (uint8_t) "KG\1K"[i * i % 4];
     guest_say_bytes(g, noise, sizeof(noise));
     guest_say_exit(g, 5, 0);
     guest_ack(g, (struct klp_bytes){other, sizeof(other)}, KLP_GUEST_VERSION, 1);
@@ -192,7 +192,8 @@ static void test_vm_guest__bounds_of_a_request(void **state)
     const char *const none[] = {NULL};
     struct kelpie_exec exec = {.argv = none};
     char *large = calloc(1, KLP_FRAME_BODY_MAX + 1);
-    KIT_FAILS(klp_guest_exec(&op, g->guest, &exec, &status, &err), &err, KELPIE_E_INVALID, "command");
+    KIT_FAILS(klp_guest_exec(&op, g->guest, &exec, &status, &err), &err, KELPIE_E_INVALID,
+              "command");
     memset(large, 'x', KLP_FRAME_BODY_MAX);
     const char *const too_large[] = {large, NULL};
     exec.argv = too_large;
@@ -549,7 +550,8 @@ static void say_log(struct guest_kit *g, uint32_t channel, uint64_t start, uint6
 {
     guest_say_numbers(g, KLP_GUEST_MAIN, channel, KLP_TAG_MAIN_STATE, U64(KLP_MAIN_RUNNING),
                       KLP_TAG_OFFSET, start, KLP_TAG_BYTES, end, 0);
-    guest_say(g, KLP_GUEST_DATA, is_stderr ? KLP_GUEST_FLAG_STDERR : 0, channel, text, strlen(text));
+    guest_say(g, KLP_GUEST_DATA, is_stderr ? KLP_GUEST_FLAG_STDERR : 0, channel, text,
+              strlen(text));
 }
 
 static void test_vm_guest__log_tells_where_bytes_belong(void **state)
@@ -561,10 +563,10 @@ static void test_vm_guest__log_tells_where_bytes_belong(void **state)
     call.block_output = true;
     guest_call_begin(&call);
     uint32_t channel = guest_expect(g, KLP_GUEST_MAIN_LOG);
-    say_log(g, channel, 50, 200, false, "aa");  /* 100 */
-    say_log(g, channel, 50, 200, false, "bb");  /* 102 */
-    say_log(g, channel, 50, 200, true, "cc");   /* 104, the other stream */
-    say_log(g, channel, 150, 200, true, "dd");  /* 150: bytes were lost */
+    say_log(g, channel, 50, 200, false, "aa"); /* 100 */
+    say_log(g, channel, 50, 200, false, "bb"); /* 102 */
+    say_log(g, channel, 50, 200, true, "cc");  /* 104, the other stream */
+    say_log(g, channel, 150, 200, true, "dd"); /* 150: bytes were lost */
     guest_say_numbers(g, KLP_GUEST_EXIT, channel, KLP_TAG_CODE, U64(0), KLP_TAG_SIGNAL, U64(6), 0);
     __atomic_store_n(&call.block_output, false, __ATOMIC_SEQ_CST);
     guest_call_is_ok(&call);

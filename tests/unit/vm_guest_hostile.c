@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Guests that break the protocol: the session ends with PROTOCOL, whoever waits is told, nothing else happens.
- * What a newer guest may say is no breach. */
+/* Guests that break the protocol: the session ends with PROTOCOL, whoever waits is told, nothing
+ * else happens. What a newer guest may say is no breach. */
 #include "vm_guest_kit.h"
 
 #define U64(value) ((uint64_t)(value))
@@ -132,9 +132,8 @@ static void test_vm_guest_hostile__answers_nobody_asked_for(void **state)
         assert_int_equal(guest_setup(&inner), 0);
         g = inner;
         uint32_t channel = guest_exec_begin(&call, g);
-        uint32_t told = breach->channel_offset == -1000
-                            ? 0
-                            : channel + (uint32_t)breach->channel_offset;
+        uint32_t told =
+            breach->channel_offset == -1000 ? 0 : channel + (uint32_t)breach->channel_offset;
         guest_say(g, breach->type, breach->flags, told, NULL, 0);
         session_is_broken(g, &call, breach->part);
         assert_int_equal(guest_teardown(&inner), 0);
@@ -178,7 +177,7 @@ static void test_vm_guest_hostile__a_number_of_three_bytes(void **state)
     klp_field_append(&body, KLP_TAG_CODE, "abc", 3);
     guest_say(g, KLP_GUEST_EXIT, 0, channel, body.data, body.size);
     klp_buf_finish(&body);
-    session_is_broken(g, &call, "channel");
+    session_is_broken(g, &call, "3 bytes");
 }
 
 /* ---- order of frames */
@@ -395,7 +394,8 @@ static void test_vm_guest_hostile__unknown_types_end_their_channel_only(void **s
     guest_is_well(g);
 }
 
-/* The numbers of channels that were closed by us are remembered for a long time, and not for ever. */
+/* The numbers of channels that were closed by us are remembered for a long time, and not for ever.
+ */
 static void test_vm_guest_hostile__late_frames_of_old_channels(void **state)
 {
     struct guest_kit *g = *state;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A guest that says exactly what a test wants: the other end of a session's stream in the test's own hands.
- * Calls on the session run in tasks; the test reads what they sent and answers it. */
+/* A guest that says exactly what a test wants: the other end of a session's stream in the test's
+ * own hands. Calls on the session run in tasks; the test reads what they sent and answers it. */
 #ifndef VM_GUEST_KIT_H
 #define VM_GUEST_KIT_H
 
@@ -203,7 +203,8 @@ static inline int guest_teardown(void **state)
 }
 
 #define GUEST_TEST(test) cmocka_unit_test_setup_teardown(test, guest_setup, guest_teardown)
-#define GUEST_TEST_BARE(test) cmocka_unit_test_setup_teardown(test, guest_setup_bare, guest_teardown)
+#define GUEST_TEST_BARE(test)                                                                      \
+    cmocka_unit_test_setup_teardown(test, guest_setup_bare, guest_teardown)
 
 /* ---- calls in tasks. One struct for all kinds. */
 struct guest_call {
@@ -215,12 +216,12 @@ struct guest_call {
     struct klp_guest_main main;
     struct klp_unique_receipt receipt;
     uint64_t log_from;
-    size_t input_left;              /* bytes it has to give */
-    struct klp_buf out, err;        /* what was delivered */
+    size_t input_left;       /* bytes it has to give */
+    struct klp_buf out, err; /* what was delivered */
     uint64_t log_first, log_next;
-    unsigned log_gaps, log_turns;   /* deliveries not where the last ended; changes of the stream */
+    unsigned log_gaps, log_turns; /* deliveries not where the last ended; changes of the stream */
     bool log_stderr;
-    bool block_output;              /* `output` waits until it is unset */
+    bool block_output; /* `output` waits until it is unset */
     kelpie_outcome outcome;
     struct kelpie_error *error;
     struct klp_task *task;

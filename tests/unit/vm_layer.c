@@ -48,7 +48,8 @@ static void test_vm_layer__bounds_and_whole_pages(void **state)
     struct kelpie_error *err = NULL;
     struct klp_layer *layer = layer_make(kit, 4 * PAGE, 12);
     uint8_t bytes[2 * PAGE] = {1};
-    KIT_REFUSED(klp_layer_write(layer, 1, bytes, PAGE, &err), &err, KELPIE_E_INVALID, "whole pages");
+    KIT_REFUSED(klp_layer_write(layer, 1, bytes, PAGE, &err), &err, KELPIE_E_INVALID,
+                "whole pages");
     KIT_REFUSED(klp_layer_write(layer, 0, bytes, 100, &err), &err, KELPIE_E_INVALID, "whole pages");
     KIT_REFUSED(klp_layer_write(layer, 3 * PAGE, bytes, 2 * PAGE, &err), &err, KELPIE_E_INVALID,
                 "12288+8192");
