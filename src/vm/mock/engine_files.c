@@ -361,7 +361,7 @@ void mock_unique(struct mock_engine *engine, const struct klp_guest_frame *frame
     bool fork_case, keeps_boot, machine_taken = false, boot_taken = false, name_taken = false;
     if (!klp_field_u64(frame->body, KLP_TAG_CASE, 0, &which, NULL) || which < KLP_UNIQUE_MOVE ||
         which > KLP_UNIQUE_FORK ||
-        !klp_field_u64(frame->body, KLP_TAG_WALL_NS, 0, &told_ns, NULL) ||
+        !klp_field_u64(frame->body, KLP_TAG_WALL_NS, 0, &told_ns, NULL) || told_ns == 0 ||
         !bytes_take(frame->body, KLP_TAG_GENERATION, generation, sizeof(generation)) ||
         !bytes_take(frame->body, KLP_TAG_ENTROPY, entropy, sizeof(entropy))) {
         mock_error(engine, frame->channel, KELPIE_E_PROTOCOL, "UNIQUE is not complete");
