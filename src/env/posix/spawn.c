@@ -3,6 +3,7 @@
  * fails before exec comes back over a pipe as (step, errno). */
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/prctl.h>
@@ -117,25 +118,21 @@ static void child_reap(pid_t pid)
         continue;
 }
 
-static pid_t child_fork(const struct klp_spawn *spawn, int pipe_fd)
+/* fork() that hands out the pidfd too: a short-lived child of a process that ignores SIGCHLD is
+ * gone before pidfd_open() could name it. */
+static pid_t child_fork(const struct klp_spawn *spawn, int pipe_fd, int *out_pidfd)
 {
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    pid_t parent = getpid(), pid = fork();
+    pid_t parent = getpid();
+    pid_t pid = (pid_t)syscall(SYS_clone, CLONE_PIDFD | SIGCHLD, NULL, out_pidfd, NULL, NULL);
     if (pid == 0)
         child_run(spawn, pipe_fd, parent);
     int error = errno;
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     errno = error;
     return pid;
-}
-
-/* Not reaped before: the number cannot have become another process's. */
-static bool pidfd_get(const struct klp_spawn *spawn, pid_t pid, int *out, struct kelpie_error **err)
-{
-    *out = (int)syscall(SYS_pidfd_open, pid, 0);
-    return *out >= 0 || klp_posix_refuse(err, errno, "cannot watch %s", spawn->path);
 }
 
 bool klp_posix_spawn(const struct klp_spawn *spawn, int *out_pid, int *out_pidfd,
@@ -145,7 +142,7 @@ bool klp_posix_spawn(const struct klp_spawn *spawn, int *out_pid, int *out_pidfd
     int report[2], pidfd = -1;
     if (pipe2(report, O_CLOEXEC) != 0)
         return klp_posix_refuse(err, errno, "cannot start %s", spawn->path);
-    pid_t pid = child_fork(spawn, report[1]);
+    pid_t pid = child_fork(spawn, report[1], &pidfd);
     int error = errno;
     close(report[1]);
     if (pid < 0) {
@@ -154,14 +151,12 @@ bool klp_posix_spawn(const struct klp_spawn *spawn, int *out_pid, int *out_pidfd
     }
     bool fine = report_read(report[0], spawn, err);
     close(report[0]);
-    if (fine && out_pidfd != NULL && !pidfd_get(spawn, pid, &pidfd, err)) {
-        kill(pid, SIGKILL);
-        fine = false;
-    }
-    if (!fine) {
+    if (!fine)
         child_reap(pid);
+    if (!fine || out_pidfd == NULL)
+        close(pidfd);
+    if (!fine)
         return false;
-    }
     *out_pid = pid;
     if (out_pidfd != NULL)
         *out_pidfd = pidfd;
