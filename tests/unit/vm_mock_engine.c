@@ -1148,7 +1148,10 @@ static void test_vm_mock_engine__random_memory_does_no_harm(void **state)
             finish(&other, 5);
             put_file(&other, "new", "1234", 4);
         } else {
-            request(&other, KLP_GUEST_PING, NULL);
+            __attribute__((cleanup(klp_auto_buf))) struct klp_buf body = KLP_BUF_INIT(64);
+            klp_field_append(&body, KLP_TAG_NONCE, "nonce-of-16bytes", 16);
+            assert_string_equal(other.engine.console, "mock guest: its memory is damaged");
+            frame_put(&other, KLP_GUEST_HELLO, 0, 0, klp_buf_view(&body));
             rig_step(&other, 5);
             assert_int_equal(other.engine.out.size, 0);
         }
