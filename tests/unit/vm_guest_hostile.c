@@ -280,6 +280,24 @@ static void test_vm_guest_hostile__error_stream_of_a_file(void **state)
     session_is_broken(g, &call, "asked for bytes");
 }
 
+static void test_vm_guest_hostile__a_log_of_gaps(void **state)
+{
+    struct guest_kit *g = *state;
+    struct guest_call call;
+    guest_call_init(&call, g, CALL_LOG);
+    call.block_output = true; /* so that what comes is remembered, not delivered */
+    guest_call_begin(&call);
+    uint32_t channel = guest_expect(g, KLP_GUEST_MAIN_LOG);
+    for (unsigned i = 0; klp_guest_is_alive(g->guest) && i < 4 * GUEST_LOG_RUNS_MAX; i++) {
+        guest_say_numbers(g, KLP_GUEST_MAIN, channel, KLP_TAG_MAIN_STATE, U64(1), KLP_TAG_OFFSET,
+                          U64(10 * i), KLP_TAG_BYTES, U64(10 * i + 9), 0);
+        guest_say(g, KLP_GUEST_DATA, 0, channel, "x", 1);
+    }
+    assert_false(klp_guest_is_alive(g->guest));
+    __atomic_store_n(&call.block_output, false, __ATOMIC_SEQ_CST);
+    session_is_broken(g, &call, "gaps");
+}
+
 static void test_vm_guest_hostile__a_log_that_ends_before_it_begins(void **state)
 {
     struct guest_kit *g = *state;
@@ -425,6 +443,7 @@ int main(void)
         GUEST_TEST(test_vm_guest_hostile__bytes_for_an_order),
         GUEST_TEST(test_vm_guest_hostile__credit_for_an_order),
         GUEST_TEST(test_vm_guest_hostile__error_stream_of_a_file),
+        GUEST_TEST(test_vm_guest_hostile__a_log_of_gaps),
         GUEST_TEST(test_vm_guest_hostile__a_log_that_ends_before_it_begins),
         GUEST_TEST(test_vm_guest_hostile__receipts_are_taken_as_told),
         GUEST_TEST(test_vm_guest_hostile__a_receipt_with_a_wild_result),

@@ -67,12 +67,17 @@ static inline uint32_t guest_expect_at(struct guest_kit *g, uint16_t type, int l
 
 /* ---- what the guest says */
 
+/* Gives up when nobody takes them: the session is over. */
 static inline void guest_say_bytes(struct guest_kit *g, const void *bytes, size_t size)
 {
     for (size_t at = 0; at < size;) {
-        ssize_t put = send(g->fd, (const char *)bytes + at, size - at, MSG_NOSIGNAL);
+        struct pollfd polled = {g->fd, POLLOUT, 0};
+        bool writable = poll(&polled, 1, 1000) == 1;
+        ssize_t put =
+            writable ? send(g->fd, (const char *)bytes + at, size - at, MSG_NOSIGNAL | MSG_DONTWAIT)
+                     : -1;
         if (put <= 0)
-            return; /* the session is over already */
+            return;
         at += (size_t)put;
     }
 }
