@@ -17,7 +17,8 @@
 
 #define CONSOLE_SIZE (16 * 1024)
 #define CONTROL_MS 5000
-#define GONE_MS 200 /* for a process that was killed to be reaped */
+#define DRAIN_MS 1000 /* for the last words of a dead process */
+#define GONE_MS 200   /* for a process that was killed to be reaped */
 
 struct mock_hypervisor {
     struct klp_hypervisor base;
@@ -27,9 +28,11 @@ struct mock_hypervisor {
     int guest_fd, control_fd, console_fd;
     struct klp_task *console_task;
     struct klp_mutex *mutex;
+    struct klp_cond *changed;   /* drained */
     char console[CONSOLE_SIZE]; /* ring, under the mutex */
     uint64_t console_end;
-    bool killed; /* under the mutex */
+    bool drained; /* under the mutex, like the next: the console is at its end */
+    bool killed;
     uint8_t order_number;
     const char *fault; /* KELPIE_MOCK_FAULT, or "" */
 };
@@ -61,6 +64,21 @@ static void console_run(void *arg)
                 mock->console[mock->console_end++ % CONSOLE_SIZE] = bytes[i];
         }
     }
+    KLP_LOCKED (mock->mutex) {
+        mock->drained = true;
+        klp_cond_wake(mock->changed);
+    }
+}
+
+/* The process is dead: whoever is told so finds its last words. */
+static void console_drain(struct mock_hypervisor *mock)
+{
+    struct kelpie_op op = klp_op_plain(mock->base.env, DRAIN_MS);
+    kelpie_outcome outcome = KLP_OK;
+    klp_mutex_lock(mock->mutex);
+    while (!mock->drained && kelpie_is_ok(outcome))
+        outcome = klp_cond_wait(&op, mock->changed, mock->mutex, NULL);
+    klp_mutex_unlock(mock->mutex);
 }
 
 /* ---- control: one order, one answer */
@@ -196,6 +214,7 @@ static void guest_leave(struct mock_hypervisor *mock)
     }
     klp_handle_close(mock->base.env, mock->memory);
     mock->memory = KLP_NO_HANDLE;
+    mock->drained = false;
 }
 
 static kelpie_outcome guest_spawn(const struct kelpie_op *op, struct mock_hypervisor *mock,
@@ -355,6 +374,7 @@ static kelpie_outcome mock_wait(const struct kelpie_op *op, struct klp_hyperviso
 {
     struct mock_hypervisor *mock = mock_from(base);
     KLP_TRY(klp_anchor_wait(op, mock->anchor, &out->code, &out->signal, err));
+    console_drain(mock);
     out->clean = out->signal == 0 && out->code == 0;
     bool killed = false;
     KLP_LOCKED (mock->mutex) {
@@ -404,6 +424,7 @@ static void mock_destroy(struct klp_hypervisor *base)
 {
     struct mock_hypervisor *mock = mock_from(base);
     guest_leave(mock);
+    klp_cond_destroy(mock->changed);
     klp_mutex_destroy(mock->mutex);
     klp_mem_free(mock);
 }
@@ -435,6 +456,7 @@ bool klp_hypervisor_mock_create(struct klp_env *env, struct klp_hypervisor **out
     mock->memory = KLP_NO_HANDLE;
     mock->guest_fd = mock->control_fd = mock->console_fd = -1;
     mock->mutex = klp_mutex_create(env);
+    mock->changed = klp_cond_create(env);
     mock->fault = fault != NULL ? fault : "";
     *out = &mock->base;
     return true;
