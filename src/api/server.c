@@ -12,7 +12,7 @@
 #include "env/posix/posix.h"
 
 #define CONNECTIONS_MAX 256
-#define IDLE_SECONDS 120
+#define IDLE_SECONDS 120 /* without a byte from or to a client, while nothing is worked on */
 #define PATH_MAX_BYTES 1024
 
 void reply_json(struct api_request *request, int status, struct klp_json *json)
@@ -249,11 +249,21 @@ static void failure_reply(struct api_request *request, const struct kelpie_error
     request->status = kelpie_code_http(kelpie_error_code(error));
 }
 
+/* libmicrohttpd counts a connection as idle since its last byte, and closes it before the answer is
+ * written when a handler took longer: the clock stands still while a request is worked on. Setting
+ * a timeout where there was none starts it anew (MHD_set_connection_option). */
+static void idle_limit(struct MHD_Connection *connection, unsigned seconds)
+{
+    MHD_set_connection_option(connection, MHD_CONNECTION_OPTION_TIMEOUT, seconds);
+}
+
 static enum MHD_Result request_answer(struct api_request *request)
 {
     struct kelpie_error *error = KLP_TAKE(&request->early);
+    idle_limit(request->connection, 0);
     if (error == NULL)
         KLP_IGNORE(dispatch(request, &error));
+    idle_limit(request->connection, IDLE_SECONDS);
     if (error != NULL)
         failure_reply(request, error);
     klp_error_clear(&error);
