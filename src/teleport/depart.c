@@ -211,7 +211,8 @@ static kelpie_outcome pause_check(const struct kelpie_op *op, const struct move 
 }
 
 /* A before the hand-off note was written: only the intent is to be taken back. */
-static kelpie_outcome intent_undo(const struct kelpie_op *op, struct move *move)
+static kelpie_outcome intent_undo(const struct kelpie_op *op, struct move *move,
+                                  struct kelpie_error **err)
 {
     struct klp_agent_record *record = move->departure->record, next = *record;
     if (record->state != KLP_AGENT_MOVING)
@@ -219,9 +220,9 @@ static kelpie_outcome intent_undo(const struct kelpie_op *op, struct move *move)
     next.state = KLP_AGENT_RUNNING;
     next.epoch++;
     next.move_id[0] = next.destination[0] = 0;
-    KLP_TRY(klp_record_change(op, move->host->registry, record, &next, NULL));
+    KLP_TRY(klp_record_change(op, move->host->registry, record, &next, err));
     uint64_t fence_at = klp_boot_ns(op->env) + move->host->lease_ttl_ms * KLP_MS / 3 * 2;
-    KLP_TRY(klp_vm_lease(op, move->departure->vm, record->epoch, fence_at, NULL));
+    KLP_TRY(klp_vm_lease(op, move->departure->vm, record->epoch, fence_at, err));
     klp_vm_gate_open(move->departure->vm, record->epoch);
     return KLP_OK;
 }
@@ -235,20 +236,22 @@ static kelpie_outcome move_undo(const struct kelpie_op *op, struct move *move, b
     klp_op_phase(op, "abort");
     *out_gone = false;
     kelpie_outcome outcome;
+    KLP_AUTO(kelpie_error) struct kelpie_error *why = NULL;
     if (!move->noted) {
-        outcome = intent_undo(&cleanup, move);
+        outcome = intent_undo(&cleanup, move, &why);
     } else {
         struct klp_handoff note = {.epoch = departure->record->epoch};
         klp_text_copy(note.agent, sizeof(note.agent), departure->identity->id);
         klp_text_copy(note.move_id, sizeof(note.move_id), move->id);
         klp_text_copy(note.destination, sizeof(note.destination), departure->destination->name);
         outcome = klp_teleport_settle(&cleanup, move->host, departure->vm, &note, departure->record,
-                                      out_gone, NULL);
+                                      out_gone, &why);
     }
     if (kelpie_is_ok(outcome))
         return outcome;
-    klp_error_reason_add(err, "the registry could not be asked: '%s' stands still until it answers",
-                         departure->identity->name);
+    klp_error_reason_add(err, "taking it back failed as well: %s", kelpie_error_message(why));
+    klp_error_reason_add(err, "node '%s' goes on settling who owns '%s'%s", move->host->node,
+                         departure->identity->name, move->quiet ? ", which stands still" : "");
     return (kelpie_outcome){KELPIE_UNKNOWN};
 }
 
