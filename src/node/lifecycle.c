@@ -25,8 +25,8 @@ static kelpie_outcome no_factory(const struct klp_node *node, const char *backen
                                  enum klp_arch arch, struct kelpie_error **err)
 {
     kelpie_outcome refused =
-        klp_fail(err, KELPIE_E_UNSUPPORTED, "node '%s' does not run %s guests%s%s", node->name,
-                 arch == KLP_ARCH_NONE ? "any" : klp_arch_name(arch),
+        klp_fail(err, KELPIE_E_UNSUPPORTED, "node '%s' does not run %s%sguests%s%s", node->name,
+                 arch == KLP_ARCH_NONE ? "" : klp_arch_name(arch), arch == KLP_ARCH_NONE ? "" : " ",
                  backend[0] != 0 ? " with " : "", backend);
     klp_error_remedy_set(err, "kelpie doctor");
     return refused;
@@ -153,8 +153,7 @@ kelpie_outcome klp_node_agent_create(const struct kelpie_op *op, struct klp_node
         return klp_fail(err, KELPIE_E_LIMIT, "node '%s' has %d agents already", node->name,
                         NODE_AGENTS_MAX);
     record_fill(node, request, factory, &record);
-    kelpie_outcome made = klp_registry_create(op, node->host.registry, &record, err);
-    KLP_TRY(klp_wrap(err, made, "cannot create '%s'", record.name));
+    KLP_TRY(klp_registry_create(op, node->host.registry, &record, err));
 
     struct node_agent *agent = agent_add(node, &record);
     AUTO_AGENT struct node_agent *held = agent;

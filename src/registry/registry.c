@@ -43,6 +43,20 @@ static bool record_decode(const struct klp_registry *registry, struct klp_bytes 
     return true;
 }
 
+/* What is not there is said without the registry; where it was looked for matters to nobody. */
+static kelpie_outcome read_failed(const struct klp_registry *registry, const char *what,
+                                  const char *key, kelpie_outcome outcome,
+                                  struct kelpie_error **why, struct kelpie_error **err)
+{
+    if (klp_error_code(why) == KELPIE_E_NOT_FOUND) {
+        klp_error_clear(why);
+        return klp_fail(err, KELPIE_E_NOT_FOUND, "there is no %s '%s'", what, key);
+    }
+    klp_error_move(err, why);
+    return klp_wrap(err, outcome, "cannot read %s '%s' in registry '%s'", what, key,
+                    klp_registry_name(registry));
+}
+
 static kelpie_outcome record_get(const struct kelpie_op *op, struct klp_registry *registry,
                                  bool by_name, const char *key, struct klp_agent_record *out,
                                  struct kelpie_error **err)
@@ -51,8 +65,10 @@ static kelpie_outcome record_get(const struct kelpie_op *op, struct klp_registry
     KLP_AUTO(buf) struct klp_buf text = KLP_BUF_INIT(KLP_RECORD_SIZE_MAX);
     struct klp_agent_record record;
     uint64_t beat = 0;
-    KLP_TRY(klp_wrap(err, registry->ops->get(op, registry, by_name, key, &text, &beat, err),
-                     "cannot read agent '%s' in registry '%s'", key, klp_registry_name(registry)));
+    struct kelpie_error *why = NULL;
+    kelpie_outcome outcome = registry->ops->get(op, registry, by_name, key, &text, &beat, &why);
+    if (!kelpie_is_ok(outcome))
+        return read_failed(registry, "agent", key, outcome, &why, err);
     KLP_REQUIRE(record_decode(registry, klp_buf_view(&text), beat, &record, err));
     if (strcmp(by_name ? record.name : record.id, key) != 0) {
         klp_agent_record_finish(&record);
@@ -79,9 +95,17 @@ kelpie_outcome klp_registry_create(const struct kelpie_op *op, struct klp_regist
         return klp_wrap(err, (kelpie_outcome){KELPIE_FAIL}, "cannot record agent '%s'",
                         record->name);
     }
-    kelpie_outcome outcome = registry->ops->create(op, registry, record, klp_buf_view(&text), err);
+    struct kelpie_error *why = NULL;
+    kelpie_outcome outcome = registry->ops->create(op, registry, record, klp_buf_view(&text), &why);
     if (outcome.kind == KELPIE_FAIL)
         record->revision = before;
+    if (klp_error_code(&why) == KELPIE_E_EXISTS) {
+        klp_error_clear(&why);
+        KLP_IGNORE(klp_fail(err, KELPIE_E_EXISTS, "there is an agent '%s' already", record->name));
+        klp_error_remedy_set(err, "kelpie inspect %s", record->name);
+        return outcome;
+    }
+    klp_error_move(err, &why);
     return klp_wrap(err, outcome, "cannot create agent '%s' in registry '%s'", record->name,
                     klp_registry_name(registry));
 }
@@ -293,8 +317,14 @@ kelpie_outcome klp_registry_node_get(const struct kelpie_op *op, struct klp_regi
     KLP_REQUIRE(klp_name_check("node", name, err));
     KLP_TRY(klp_op_check(op, "reading a node's record", err));
     KLP_AUTO(buf) struct klp_buf text = KLP_BUF_INIT(KLP_RECORD_SIZE_MAX);
-    KLP_TRY(klp_wrap(err, registry->ops->node_get(op, registry, name, &text, err),
-                     "cannot read node '%s' in registry '%s'", name, klp_registry_name(registry)));
+    struct kelpie_error *why = NULL;
+    kelpie_outcome outcome = registry->ops->node_get(op, registry, name, &text, &why);
+    if (!kelpie_is_ok(outcome)) {
+        outcome = read_failed(registry, "node", name, outcome, &why, err);
+        if (klp_error_code(err) == KELPIE_E_NOT_FOUND)
+            klp_error_remedy_set(err, "kelpie node ls");
+        return outcome;
+    }
     if (!klp_node_record_decode(klp_buf_view(&text), out, err))
         return klp_wrap(err, (kelpie_outcome){KELPIE_FAIL},
                         "cannot read node '%s' in registry '%s'", name,
