@@ -4,11 +4,13 @@
 #include <string.h>
 
 #include "base/fmt.h"
+#include "env/chan.h"
 #include "node/inside.h"
 
 #define VMS_MAX 4096
 #define ADOPT_MS 5000
 #define SETTLE_MS 5000
+#define PEER_ASK_MS 2000
 
 /* ---- what a VM's keeper keeps for us: whose VM it is */
 
@@ -291,8 +293,38 @@ static bool folder_each(void *arg, const char *name)
     return true;
 }
 
+/* A living node of the same name elsewhere: each would take the other's agents for its own dead
+ * ones. One that was asked and does not answer may live. */
+static kelpie_outcome name_check(const struct kelpie_op *op, struct klp_node *node,
+                                 struct kelpie_error **err)
+{
+    struct klp_node_record other;
+    struct kelpie_error *error = NULL;
+    kelpie_outcome outcome =
+        klp_registry_node_get(op, node->host.registry, node->name, &other, &error);
+    if (kelpie_error_code(error) == KELPIE_E_NOT_FOUND ||
+        (kelpie_is_ok(outcome) && strcmp(other.endpoint, node->endpoint) == 0)) {
+        klp_error_clear(&error);
+        return KLP_OK;
+    }
+    klp_error_move(err, &error);
+    KLP_TRY(outcome);
+    __attribute__((cleanup(klp_auto_buf))) struct klp_buf answer = KLP_BUF_INIT(KLP_REST_BODY_MAX);
+    struct kelpie_op within = klp_op_within(op, PEER_ASK_MS);
+    int status;
+    outcome = klp_peer_call(&within, other.endpoint, "GET", "/v1", (struct klp_bytes){NULL, 0},
+                            &status, &answer, NULL);
+    if (outcome.kind == KELPIE_FAIL)
+        return KLP_OK;
+    outcome = klp_fail(err, KELPIE_E_EXISTS, "there is a node '%s' at %s already", node->name,
+                       other.endpoint);
+    klp_error_remedy_set(err, "kelpied --name ANOTHER");
+    return outcome;
+}
+
 kelpie_outcome recover(const struct kelpie_op *op, struct klp_node *node, struct kelpie_error **err)
 {
+    KLP_TRY(name_check(op, node, err));
     char(*ids)[KLP_ID_SIZE] = klp_mem_alloc(sizeof(ids[0]) * VMS_MAX);
     kelpie_outcome outcome = KLP_OK;
     for (size_t i = 0; kelpie_is_ok(outcome) && i < node->host.factory_count; i++) {
