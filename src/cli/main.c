@@ -171,7 +171,8 @@ static int run(struct cli *cli, int argc, char **argv)
     if (!verb_call(cli, &error)) {
         if (strcmp(kelpie_error_remedy(error), "kelpie --help") == 0)
             klp_error_remedy_set(&error, "kelpie %s --help", cli->args.verb->name);
-        return cli_complain(error, cli->args.json, cli->args.verb->passes_status);
+        return cli_complain(error, cli->args.json,
+                            cli->args.verb->passes_status && !cli_has(cli, "detach"));
     }
     return cli->status;
 }
