@@ -10,6 +10,7 @@
 #include "base/fmt.h"
 #include "base/name.h"
 #include "env/posix/posix.h"
+#include "format/machine.h"
 
 #define LEASE_MS_DEFAULT 30000
 #define LEASE_MS_MIN 300
@@ -28,6 +29,8 @@ const char daemon_config_help[] =
     "  --lease DUR        how long an agent stays ours without renewal (default: 30s)\n"
     "  --config FILE      settings as KEY = VALUE lines (default: none)\n"
     "  --qemu PATH        the QEMU to use (default: found in PATH)\n"
+    "  --mock-arch ARCH   what mock's guests pretend to be: x86_64 or aarch64 (default: as this "
+    "host)\n"
     "  --stop-agents      stop all agents at the end; without it SIGTERM leaves them to their "
     "keepers\n"
     "  --doctor           print what this machine can do as JSON, and end\n"
@@ -62,7 +65,7 @@ static bool setting_set(struct daemon_config *config, const char *name, const ch
         {"state", &config->state, NULL},   {"name", &config->name, NULL},
         {"listen", &config->listen, NULL}, {"backend", &config->backend, NULL},
         {"store", &config->store, NULL},   {"registry", &config->registry, NULL},
-        {"qemu", &config->qemu, NULL},
+        {"qemu", &config->qemu, NULL},     {"mock-arch", &config->mock_arch, NULL},
     };
     *out_known = true;
     if (strcmp(name, "lease") == 0)
@@ -153,7 +156,8 @@ static bool flags_read(int argc, char **argv, struct daemon_config *config, bool
         bool known = true, fine = true;
         const char *text = value != NULL ? value + 1 : i + 1 < argc ? argv[++i] : NULL;
         if (text == NULL)
-            fine = klp_refuse(err, KELPIE_E_INVALID, "--%s needs a value", key);
+            fine = klp_refuse(err, KELPIE_E_INVALID,
+                              "'--%s' is no flag of kelpied, or its value is missing", key);
         else if (strcmp(key, "config") == 0)
             fine = !only_config || file_read(config, text, err);
         else if (!only_config)
@@ -233,6 +237,9 @@ static bool values_check(const struct daemon_config *config, struct kelpie_error
     if (strncmp(config->listen, "unix:", 5) != 0 || config->listen[5] != '/')
         return klp_refuse(err, KELPIE_E_INVALID, "--listen %s: only unix:/PATH is served yet",
                           config->listen);
+    if (config->mock_arch != NULL && klp_arch_parse(config->mock_arch) == KLP_ARCH_NONE)
+        return klp_refuse(err, KELPIE_E_INVALID, "--mock-arch %s is neither x86_64 nor aarch64",
+                          config->mock_arch);
     if (strstr(config->store, ":") != NULL || strstr(config->registry, ":") != NULL)
         return klp_refuse(err, KELPIE_E_UNSUPPORTED,
                           "--store and --registry are paths yet, not URLs");
@@ -277,4 +284,5 @@ void daemon_config_finish(struct daemon_config *config)
     klp_mem_free(config->store);
     klp_mem_free(config->registry);
     klp_mem_free(config->qemu);
+    klp_mem_free(config->mock_arch);
 }

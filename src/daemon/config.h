@@ -7,7 +7,7 @@
 #include "base/error.h"
 
 struct daemon_config { /* texts are owned */
-    char *state, *name, *listen, *backend, *store, *registry, *qemu;
+    char *state, *name, *listen, *backend, *store, *registry, *qemu, *mock_arch;
     uint64_t lease_ms;
     bool test_points, stop_agents, doctor, help, version;
 };

@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/random.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -21,6 +22,15 @@
 #define STOP_MS 60000
 #define FILES_MAX 65536
 
+/* The codes' own remedies speak of the client. */
+static const char *remedy_of(const struct kelpie_error *error)
+{
+    const char *remedy = kelpie_error_remedy(error);
+    if (strcmp(remedy, "kelpie --help") == 0)
+        return "kelpied --help";
+    return strcmp(remedy, "kelpie ps -a") == 0 ? "" : remedy;
+}
+
 static int complain(struct kelpie_error *error)
 {
     __attribute__((cleanup(klp_auto_buf))) struct klp_buf text = KLP_BUF_INIT(64 * KLP_KIB);
@@ -28,8 +38,8 @@ static int complain(struct kelpie_error *error)
     fprintf(stderr, "kelpied: %s\n", klp_buf_text(&text));
     for (size_t i = 0; i < kelpie_error_reason_count(error); i++)
         fprintf(stderr, "  %s\n", kelpie_error_reason(error, i));
-    if (kelpie_error_remedy(error)[0] != 0)
-        fprintf(stderr, "Try:  %s\n", kelpie_error_remedy(error));
+    if (remedy_of(error)[0] != 0)
+        fprintf(stderr, "Try: %s\n", remedy_of(error));
     int status = kelpie_code_exit(kelpie_error_code(error));
     kelpie_error_free(error);
     return status;
@@ -46,7 +56,7 @@ static int doctor_print(struct wiring *wiring, const struct daemon_config *confi
 {
     __attribute__((cleanup(klp_auto_buf))) struct klp_buf text = KLP_BUF_INIT(KLP_MIB);
     struct kelpie_error *error = NULL;
-    KLP_IGNORE(wiring_backends(wiring, config, &error));
+    KLP_IGNORE(wiring_choose(wiring, config, &error));
     klp_error_clear(&error); /* the checks say it */
     struct klp_json *items = klp_json_array();
     doctor(wiring, items);
@@ -129,9 +139,11 @@ static bool run(struct wiring *wiring, const struct daemon_config *config, const
 {
     int listen_fd;
     const char *path = config->listen + strlen("unix:");
-    KLP_CHECK(wiring_storage(wiring, config, err));
+    KLP_CHECK(wiring_choose(wiring, config, err));
+    klp_log(wiring->env, KLP_LOG_INFO, "daemon.backend", "choice=%s", wiring->choice);
+    KLP_CHECK(wiring_state(wiring, config, err));
     KLP_CHECK(klp_posix_unix_listen(path, SOCK_STREAM, &listen_fd, err));
-    if (!wiring_backends(wiring, config, err)) {
+    if (!wiring_storage(wiring, config, err) || !wiring_factory(wiring, config, err)) {
         close(listen_fd);
         unlink(path);
         return false;
@@ -141,6 +153,15 @@ static bool run(struct wiring *wiring, const struct daemon_config *config, const
     return fine;
 }
 
+/* A number nobody can know beforehand: clients' JSON cannot be made of keys that collide. */
+static void libraries_init(void)
+{
+    uint32_t seed;
+    KLP_ASSERT(getrandom(&seed, sizeof(seed), 0) == (ssize_t)sizeof(seed));
+    klp_ext_init_seeded(seed);
+    daemon_peer_init();
+}
+
 int main(int argc, char **argv)
 {
     struct daemon_config config;
@@ -148,8 +169,7 @@ int main(int argc, char **argv)
     struct kelpie_error *error = NULL;
     sigset_t signals;
     signals_block(&signals);
-    klp_ext_init();
-    daemon_peer_init();
+    libraries_init();
     if (!daemon_config_read(argc, argv, &config, &error)) {
         daemon_config_finish(&config);
         return complain(error);
@@ -169,8 +189,10 @@ int main(int argc, char **argv)
         status = complain(error);
     else if (config.doctor)
         status = doctor_print(&wiring, &config);
-    else if (!run(&wiring, &config, &signals, &error))
+    else if (!run(&wiring, &config, &signals, &error)) {
+        wiring_unmake(&wiring, &config);
         status = complain(error);
+    }
     wiring_finish(&wiring);
     daemon_config_finish(&config);
     return status;

@@ -225,20 +225,27 @@ static bool version_is_new_enough(const char *version)
 
 static void accelerator_choose(enum klp_arch arch, struct klp_qemu_probe *out)
 {
-    char why[160] = "";
+    char *why = out->kvm_why;
+    size_t size = sizeof(out->kvm_why);
     bool same = arch == klp_arch_host();
-    if (same && klp_qemu_kvm_measure(&out->kvm_present, &out->kvm_probe_us, why, sizeof(why)))
-        out->kvm_usable = out->kvm_probe_us <= QEMU_KVM_USABLE_US;
-    klp_text_copy(out->accelerator, sizeof(out->accelerator), out->kvm_usable ? "kvm" : "tcg");
     if (!same)
-        klp_format(out->why, sizeof(out->why), "tcg: guests of %s are emulated on %s",
-                   klp_arch_name(arch), klp_arch_name(klp_arch_host()));
-    else if (out->kvm_probe_us == 0 && !out->kvm_usable)
-        klp_format(out->why, sizeof(out->why), "tcg: %s", why);
-    else
+        klp_format(why, size, "guests of %s are emulated on %s", klp_arch_name(arch),
+                   klp_arch_name(klp_arch_host()));
+    else if (klp_qemu_kvm_measure(&out->kvm_present, &out->kvm_probe_us, why, size)) {
+        out->kvm_usable = out->kvm_probe_us <= QEMU_KVM_USABLE_US;
+        if (!out->kvm_usable)
+            klp_format(why, size,
+                       "/dev/kvm is there but too slow: 100,000 instructions took %llu us, the "
+                       "limit is %d",
+                       (unsigned long long)out->kvm_probe_us, QEMU_KVM_USABLE_US);
+    }
+    klp_text_copy(out->accelerator, sizeof(out->accelerator), out->kvm_usable ? "kvm" : "tcg");
+    if (out->kvm_usable)
         klp_format(out->why, sizeof(out->why),
-                   "%s: KVM ran 100,000 instructions in %llu us, the limit is %d", out->accelerator,
+                   "KVM ran 100,000 instructions in %llu us, the limit is %d",
                    (unsigned long long)out->kvm_probe_us, QEMU_KVM_USABLE_US);
+    else
+        klp_text_copy(out->why, sizeof(out->why), why);
 }
 
 void klp_qemu_probe(const struct kelpie_op *op, enum klp_arch arch, const char *path,

@@ -152,12 +152,15 @@ bool klp_qemu_kvm_measure(bool *present, uint64_t *out_us, char *why, size_t why
             continue;
     }
     if (!answered) {
-        klp_format(why, why_size, "KVM did not run %u instructions within %d ms", INSTRUCTIONS,
-                   DEADLINE_MS);
+        klp_format(why, why_size,
+                   "/dev/kvm is there but too slow: it did not run %u instructions within %d ms",
+                   INSTRUCTIONS, DEADLINE_MS);
         return false;
     }
     if (report.step != STEP_RAN) {
-        klp_format(why, why_size, "KVM's probe guest failed at %s (%s)", steps[report.step],
+        klp_format(why, why_size,
+                   "/dev/kvm is there but of no use: a probe guest failed at %s (%s)",
+                   steps[report.step],
                    report.step == STEP_EXIT ? "it did not halt" : strerror(report.error));
         return false;
     }

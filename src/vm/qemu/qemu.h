@@ -17,6 +17,7 @@ struct klp_qemu_probe { /* facts about this host; filled once, shown by doctor *
     bool kvm_present, kvm_usable; /* usable = runs a probe guest at speed: 100,000 supervisor
                                      instructions in <= 20 ms */
     uint64_t kvm_probe_us;        /* what it took; 0 = did not run */
+    char kvm_why[160];            /* why KVM is not used; "" = it is */
     uint64_t tsc_khz;
     char cpu[64];         /* CPU model to ask for */
     char accelerator[16]; /* "kvm" or "tcg" */
