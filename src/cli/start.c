@@ -20,6 +20,7 @@
 #define START_WAIT_MS 10000
 #define START_STEP_MS 20
 #define START_GONE_MS 1000
+#define LAST_WORDS_MAX 4096 /* bytes of its log that are looked at */
 
 static char *beside(const char *name, const char *below)
 {
@@ -102,7 +103,8 @@ static __attribute__((noreturn)) void child_become(const char *program, const ch
     _exit(127);
 }
 
-static bool daemon_spawn(const char *program, const char *state, pid_t *out_pid,
+/* *out_log_at: so long was its log before. */
+static bool daemon_spawn(const char *program, const char *state, pid_t *out_pid, off_t *out_log_at,
                          struct kelpie_error **err)
 {
     int report[2], error = 0;
@@ -116,6 +118,7 @@ static bool daemon_spawn(const char *program, const char *state, pid_t *out_pid,
         close(null_fd);
         return klp_posix_refuse(err, error, "cannot open '%s/kelpied.log'", state);
     }
+    *out_log_at = lseek(log_fd, 0, SEEK_END);
     pid_t pid = fork();
     if (pid == 0)
         child_become(program, state, log_fd, null_fd, report[1]);
@@ -131,25 +134,88 @@ static bool daemon_spawn(const char *program, const char *state, pid_t *out_pid,
     return true;
 }
 
-static kelpie_outcome daemon_await(struct cli *cli, pid_t pid, int *out_fd,
+/* What a daemon that refused to start wrote: `kelpied: WHY`, reasons, `Try: COMMAND` (its main.c).
+ */
+static void last_words_read(const char *state, off_t at, char out[LAST_WORDS_MAX + 1])
+{
+    char *path = klp_text("%s/kelpied.log", state);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t size = fd >= 0 ? pread(fd, out, LAST_WORDS_MAX, at) : 0;
+    out[size > 0 ? size : 0] = 0;
+    if (fd >= 0)
+        close(fd);
+    klp_mem_free(path);
+}
+
+/* A log that holds but what was just said, and the folder, unless something else is in it. */
+static void log_forget(const char *state)
+{
+    char *path = klp_text("%s/kelpied.log", state);
+    unlink(path);
+    rmdir(state);
+    klp_mem_free(path);
+}
+
+/* Several codes share a status: first those that a start ends with. */
+static enum kelpie_code code_of_status(int status)
+{
+    static const enum kelpie_code usual[] = {KELPIE_E_UNSUPPORTED, KELPIE_E_EXISTS,
+                                             KELPIE_E_NO_SPACE, KELPIE_E_IO};
+    for (size_t i = 0; i < KLP_COUNT(usual); i++)
+        if (WIFEXITED(status) && kelpie_code_exit(usual[i]) == WEXITSTATUS(status))
+            return usual[i];
+    for (int code = KELPIE_E_NONE + 1; code < KELPIE_E_COUNT; code++)
+        if (WIFEXITED(status) && kelpie_code_exit((enum kelpie_code)code) == WEXITSTATUS(status))
+            return (enum kelpie_code)code;
+    return KELPIE_E_UNREACHABLE;
+}
+
+/* It ended at once: its reason is ours. */
+static kelpie_outcome daemon_refused(const struct cli *cli, int status, off_t log_at,
+                                     struct kelpie_error **err)
+{
+    static const char name[] = "kelpied: ", try[] = "Try: ";
+    char text[LAST_WORDS_MAX + 1], *line, *rest = text, *why = NULL, *remedy = NULL;
+    last_words_read(cli->state, log_at, text);
+    while ((line = strsep(&rest, "\n")) != NULL) {
+        if (strncmp(line, name, strlen(name)) == 0)
+            why = line + strlen(name);
+        else if (why != NULL && strncmp(line, try, strlen(try)) == 0)
+            remedy = line + strlen(try);
+    }
+    KLP_IGNORE(klp_fail(err, why != NULL ? code_of_status(status) : KELPIE_E_UNREACHABLE,
+                        "cannot start kelpied: %s", why != NULL ? why : "it ended at once"));
+    if (remedy != NULL)
+        klp_error_remedy_set(err, "%s", remedy);
+    else if (why == NULL)
+        klp_error_remedy_set(err, "cat %s/kelpied.log", cli->state);
+    if (why != NULL && log_at == 0)
+        log_forget(cli->state);
+    return (kelpie_outcome){KELPIE_FAIL};
+}
+
+static kelpie_outcome daemon_await(struct cli *cli, pid_t pid, off_t log_at, int *out_fd,
                                    struct kelpie_error **err)
 {
     const char *path = cli->host + strlen("unix:");
     bool gone = false;
+    int status = 0;
     unsigned until = START_WAIT_MS;
     for (unsigned waited = 0; waited < until; waited += START_STEP_MS) {
         struct kelpie_error *error = NULL;
         if (klp_posix_unix_connect(path, SOCK_STREAM, out_fd, &error))
             return KLP_OK;
         klp_error_clear(&error);
-        if (!gone && waitpid(pid, NULL, WNOHANG) == pid) {
+        if (!gone && waitpid(pid, &status, WNOHANG) == pid) {
             gone = true; /* perhaps because another one was started at the same time */
             until = waited + START_GONE_MS;
         }
         nanosleep(&(struct timespec){.tv_nsec = START_STEP_MS * 1000000l}, NULL);
     }
-    kelpie_outcome outcome = klp_fail(err, KELPIE_E_UNREACHABLE, "kelpied was started and %s",
-                                      gone ? "ended at once" : "does not answer");
+    if (gone)
+        return daemon_refused(cli, status, log_at, err);
+    kelpie_outcome outcome =
+        klp_fail(err, KELPIE_E_UNREACHABLE, "kelpied was started and does not answer");
     klp_error_remedy_set(err, "cat %s/kelpied.log", cli->state);
     return outcome;
 }
@@ -157,16 +223,18 @@ static kelpie_outcome daemon_await(struct cli *cli, pid_t pid, int *out_fd,
 static kelpie_outcome daemon_start(struct cli *cli, int *out_fd, struct kelpie_error **err)
 {
     pid_t pid = -1;
+    off_t log_at = 0;
     char *program = cli_program_path("kelpied");
     if (program == NULL)
         return klp_fail(err, KELPIE_E_UNREACHABLE,
                         "no daemon answers at '%s', and the program kelpied was not found",
                         cli->host);
-    bool fine = folders_make(cli->state, err) && daemon_spawn(program, cli->state, &pid, err);
+    bool fine =
+        folders_make(cli->state, err) && daemon_spawn(program, cli->state, &pid, &log_at, err);
     klp_mem_free(program);
     KLP_REQUIRE(fine);
     fprintf(stderr, "kelpie: started kelpied (%s)\n", cli->state);
-    return daemon_await(cli, pid, out_fd, err);
+    return daemon_await(cli, pid, log_at, out_fd, err);
 }
 
 kelpie_outcome cli_connect(struct cli *cli, const char *endpoint, int *out_fd,
