@@ -88,6 +88,7 @@ static kelpie_outcome shot_write(const struct kelpie_op *op, struct node_agent *
     kelpie_outcome outcome = parent_find(op, agent, &hold, &request->parent, err);
     if (kelpie_is_ok(outcome))
         outcome = klp_snapshot_write(op, &host->snapshots, capture, request, &out->manifest, err);
+    request->parent = (struct klp_snapshot_parent){.manifest = NULL}; /* it pointed into the hold */
     parent_drop(&hold);
     KLP_TRY(outcome);
     outcome = klp_snapshot_publish(op, &host->snapshots, &out->manifest, &out->digest, err);
