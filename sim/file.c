@@ -125,6 +125,7 @@ static struct sim_inode *entry_find(const struct sim_inode *dir, const char *nam
     return found ? dir->names.list[at].inode : NULL;
 }
 
+/* The entry takes the caller's reference. */
 static void entry_insert(struct entries *entries, const char *name, struct sim_inode *inode)
 {
     bool found;
@@ -137,7 +138,7 @@ static void entry_insert(struct entries *entries, const char *name, struct sim_i
     }
     memmove(entries->list + at + 1, entries->list + at,
             (entries->count - at) * sizeof(entries->list[0]));
-    entries->list[at] = (struct entry){strdup(name), sim_inode_share(inode)};
+    entries->list[at] = (struct entry){strdup(name), inode};
     entries->count++;
 }
 
@@ -181,7 +182,6 @@ static struct sim_inode *folder_get(struct sim_inode *parent, const char *name, 
     if (inode == NULL && create) {
         inode = inode_create(true);
         entry_insert(&parent->names, name, inode);
-        sim_inode_put(inode); /* the entry holds it */
     }
     return inode != NULL && inode->is_dir ? inode : NULL;
 }
@@ -245,7 +245,8 @@ static bool dir_sync(struct klp_dir *base, struct kelpie_error **err)
     (void)err;
     entries_clear(&inode->synced_names);
     for (size_t i = 0; i < inode->names.count; i++)
-        entry_insert(&inode->synced_names, inode->names.list[i].name, inode->names.list[i].inode);
+        entry_insert(&inode->synced_names, inode->names.list[i].name,
+                     sim_inode_share(inode->names.list[i].inode));
     return true;
 }
 
@@ -280,7 +281,6 @@ static bool dir_rename(struct klp_dir *base, const char *from, const char *to,
     entry_remove(&dir->inode->names, from);
     entry_remove(&dir->inode->names, to);
     entry_insert(&dir->inode->names, to, inode);
-    sim_inode_put(inode);
     return true;
 }
 
@@ -364,7 +364,6 @@ static bool file_create(struct klp_dir *base, const char *name, bool exclusive,
     if (inode == NULL) {
         inode = inode_create(false);
         entry_insert(&dir->inode->names, name, inode);
-        sim_inode_put(inode);
     }
     *out = file_make(base->env, inode, true);
     return true;
@@ -386,7 +385,7 @@ static bool file_link(struct klp_file *base, struct klp_dir *dir_base, const cha
     struct sim_dir *dir = dir_inside(dir_base);
     if (entry_find(dir->inode, name) != NULL)
         return klp_refuse(err, KELPIE_E_EXISTS, "cannot name %s/%s: it exists", dir->path, name);
-    entry_insert(&dir->inode->names, name, file_inside(base)->inode);
+    entry_insert(&dir->inode->names, name, sim_inode_share(file_inside(base)->inode));
     return true;
 }
 

@@ -88,8 +88,9 @@ static kelpie_outcome upload_read(struct upload *upload, struct kelpie_error **e
         enum klp_tar_event event;
         do {
             event = klp_tar_next(reader, &input, &entry, &content, err);
-            outcome = event == KLP_TAR_BAD ? (kelpie_outcome){KELPIE_FAIL}
-                                           : upload_event(upload, event, entry, content, err);
+            outcome = (kelpie_outcome){KELPIE_FAIL};
+            if (event != KLP_TAR_BAD)
+                outcome = upload_event(upload, event, entry, content, err);
         } while (kelpie_is_ok(outcome) && event != KLP_TAR_NEED_MORE && event != KLP_TAR_END);
     }
     klp_mem_free(bytes);

@@ -46,12 +46,14 @@ static const struct word_form *word_find(const char *name)
 
 static bool word_number(const char *text, uint64_t min, uint64_t max, uint64_t *out)
 {
+    KLP_ASSERT(text != NULL); /* its form says how many arguments a word has */
     return klp_parse_u64(text, strlen(text), out) && *out >= min && *out <= max;
 }
 
 /* "1", "0.25", ".5" and "2." to milliseconds. */
 static bool word_seconds(const char *text, uint64_t *out_ms)
 {
+    KLP_ASSERT(text != NULL);
     size_t whole_size = 0, size = strlen(text);
     while (whole_size < size && text[whole_size] != '.')
         whole_size++;

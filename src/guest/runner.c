@@ -118,7 +118,7 @@ __attribute__((noreturn)) static void child_run(struct guest *g, char *const *ar
     guest_signals_reset();
     if (runner->call != NULL)
         _exit(runner->call(g));
-    if (chdir("/") == 0)
+    if (argv[0] != NULL && chdir("/") == 0)
         execve(argv[0], argv, (char *const *)env);
     _exit(126);
 }

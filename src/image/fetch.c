@@ -232,10 +232,19 @@ static bool digest_of(int fd, const char *name, struct klp_digest *out, struct k
     return true;
 }
 
+static bool digest_check(int fd, const struct klp_package *package, struct kelpie_error **err)
+{
+    struct klp_digest digest;
+    KLP_CHECK(digest_of(fd, package->file, &digest, err));
+    if (!klp_digest_equal(&digest, &package->sha256))
+        return klp_refuse(err, KELPIE_E_CORRUPT,
+                          "cannot use '%s': its SHA-256 is not the one apt names", package->file);
+    return true;
+}
+
 static bool package_open_at(int dir_fd, const struct klp_package *package, int *out_fd,
                             struct kelpie_error **err)
 {
-    struct klp_digest digest;
     struct stat info;
     int fd = openat(dir_fd, package->file, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
     if (fd < 0)
@@ -246,10 +255,7 @@ static bool package_open_at(int dir_fd, const struct klp_package *package, int *
         good = klp_refuse(err, KELPIE_E_CORRUPT, "cannot use '%s': it has not the size apt names",
                           package->file);
     else
-        good = digest_of(fd, package->file, &digest, err);
-    if (good && !klp_digest_equal(&digest, &package->sha256))
-        good = klp_refuse(err, KELPIE_E_CORRUPT,
-                          "cannot use '%s': its SHA-256 is not the one apt names", package->file);
+        good = digest_check(fd, package, err);
     if (!good) {
         close(fd);
         return false;

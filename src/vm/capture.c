@@ -61,17 +61,18 @@ static kelpie_outcome capture_undo(const struct kelpie_op *op, struct kelpie_vm 
 {
     struct kelpie_op cleanup = klp_op_cleanup(op, VM_CLEANUP_MS);
     struct kelpie_error *why = NULL;
-    kelpie_outcome failed = {KELPIE_FAIL};
+    kelpie_outcome outcome = {KELPIE_FAIL};
     if (was_held || kelpie_is_ok(klp_vm_release(&cleanup, vm, reason, &why)))
-        return vm_explain(op, vm, failed, err);
+        return vm_explain(op, vm, outcome, err);
     vm_news_wait(vm); /* that it is dead may not have been told yet */
-    bool live = vm_is_live(vm);
-    if (live)
+    if (vm_is_live(vm)) {
         klp_error_reason_add(err, "and it could not be let go on: %s", kelpie_error_message(why));
-    else
-        failed = vm_ended(op, vm, err);
+        outcome = (kelpie_outcome){KELPIE_UNKNOWN};
+    } else {
+        outcome = vm_ended(op, vm, err);
+    }
     klp_error_clear(&why);
-    return live ? (kelpie_outcome){KELPIE_UNKNOWN} : failed;
+    return outcome;
 }
 
 kelpie_outcome klp_vm_capture(const struct kelpie_op *op, struct kelpie_vm *vm, uint32_t reason,

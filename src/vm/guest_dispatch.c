@@ -225,6 +225,7 @@ static bool receipt_take(struct guest_channel *channel, const struct klp_guest_f
 static bool run_add(struct guest_channel *channel, const struct klp_guest_frame *frame,
                     struct kelpie_error **err)
 {
+    KLP_ASSERT(channel->runs != NULL); /* as long as it is a log's */
     bool is_stderr = (frame->flags & KLP_GUEST_FLAG_STDERR) != 0;
     struct log_run *last = channel->run_count > 0 ? &channel->runs[channel->run_count - 1] : NULL;
     bool goes_on = last != NULL && last->offset + last->size == channel->log_next;

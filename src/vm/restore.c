@@ -136,8 +136,8 @@ static kelpie_outcome prepare(const struct kelpie_op *op, struct kelpie_vm *vm,
 static kelpie_outcome restore_undo(const struct kelpie_op *op, struct kelpie_vm *vm)
 {
     struct kelpie_op cleanup = klp_op_cleanup(op, VM_CLEANUP_MS);
-    kelpie_outcome outcome = vm_keeper_exit(&cleanup, vm, NULL);
-    return kelpie_is_ok(outcome) ? (kelpie_outcome){KELPIE_FAIL} : (kelpie_outcome){KELPIE_UNKNOWN};
+    bool gone = kelpie_is_ok(vm_keeper_exit(&cleanup, vm, NULL));
+    return (kelpie_outcome){gone ? KELPIE_FAIL : KELPIE_UNKNOWN};
 }
 
 kelpie_outcome klp_vm_prepare(const struct kelpie_op *op, struct kelpie_vm *vm,

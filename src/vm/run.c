@@ -218,8 +218,8 @@ static kelpie_outcome start_undo(const struct kelpie_op *op, struct kelpie_vm *v
     }
     if (never_lived)
         undone = vm_keeper_exit(&cleanup, vm, NULL);
-    return kelpie_is_ok(undone) || !vm_is_live(vm) ? (kelpie_outcome){KELPIE_FAIL}
-                                                   : (kelpie_outcome){KELPIE_UNKNOWN};
+    bool gone = kelpie_is_ok(undone) || !vm_is_live(vm);
+    return (kelpie_outcome){gone ? KELPIE_FAIL : KELPIE_UNKNOWN};
 }
 
 kelpie_outcome kelpie_vm_start(const struct kelpie_op *op, struct kelpie_vm *vm,

@@ -110,7 +110,7 @@ static bool place_is_stale(const struct posix_place *place, int type)
         return errno == ENOENT;
     if (!S_ISSOCK(facts.st_mode))
         return false;
-    int fd, error = klp_posix_place_connect(place, type, &fd);
+    int fd = -1, error = klp_posix_place_connect(place, type, &fd);
     if (error == 0)
         close(fd);
     return error == ECONNREFUSED;

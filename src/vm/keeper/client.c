@@ -241,9 +241,9 @@ kelpie_outcome klp_keeper_ask(const struct kelpie_op *op, struct klp_keeper_clie
                           .handle_count = handle_count};
     struct klp_keeper_answer answer = {.env = client->env, .message = message_new()};
     KLP_ASSERT(handle_count <= KLP_KEEPER_HANDLES_MAX);
-    kelpie_outcome outcome = fields != NULL && !klp_buf_check(fields, "an order to a keeper", err)
-                                 ? (kelpie_outcome){KELPIE_FAIL}
-                                 : order_run(op, client, &order, fields, &answer, err);
+    kelpie_outcome outcome = {KELPIE_FAIL};
+    if (fields == NULL || klp_buf_check(fields, "an order to a keeper", err))
+        outcome = order_run(op, client, &order, fields, &answer, err);
     klp_buf_finish(&order.frame);
     if (kelpie_is_ok(outcome) && out != NULL)
         *out = answer;
@@ -288,7 +288,7 @@ static kelpie_outcome watch_begin(const struct kelpie_op *op, struct klp_keeper_
                                   struct klp_chan *chan, struct kelpie_error **err)
 {
     struct order order = {.frame = KLP_BUF_INIT(KLP_KIB), .type = KLP_KEEPER_WATCH, .id = 1};
-    struct klp_keeper_frame frame;
+    struct klp_keeper_frame frame = {0};
     struct klp_keeper_answer answer = {.env = client->env, .message = message_new()};
     KLP_ASSERT(frame_make(&order, NULL, NULL));
     kelpie_outcome outcome =

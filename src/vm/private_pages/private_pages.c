@@ -190,7 +190,7 @@ static kelpie_outcome pages_gather(const struct kelpie_op *op, const struct klp_
                                    int pagemap_fd, char *image, uint64_t *out_pages,
                                    struct kelpie_error **err)
 {
-    struct page_region runs[RUNS_MAX];
+    struct page_region runs[RUNS_MAX] = {0}; /* the kernel's word alone says that it filled them */
     struct batch batch = {.pid = mapping->pid, .reads = true};
     bool by_ioctl = !mapping->by_table && klp_pagemap_scan_works();
     uint64_t end = mapping->address + mapping->size, at = mapping->address;
