@@ -146,6 +146,8 @@ static kelpie_outcome bringup_try(const struct kelpie_op *op, struct klp_host *h
 
     klp_op_phase(op, "commit");
     next.state = KLP_AGENT_RUNNING;
+    next.arch = bringup->parts->manifest.machine.arch; /* a checkpoint comes up on any */
+    klp_text_copy(next.backend, sizeof(next.backend), bringup->parts->manifest.machine.backend);
     next.move_id[0] = next.destination[0] = next.reason[0] = 0;
     klp_point(op->env, "bringup.before-running");
     KLP_TRY(klp_record_change(op, host->registry, record, &next, err));
