@@ -249,9 +249,10 @@ static void failure_reply(struct api_request *request, const struct kelpie_error
     request->status = kelpie_code_http(kelpie_error_code(error));
 }
 
-/* libmicrohttpd counts a connection as idle since its last byte, and closes it before the answer is
- * written when a handler took longer: the clock stands still while a request is worked on. Setting
- * a timeout where there was none starts it anew (MHD_set_connection_option). */
+/* libmicrohttpd counts a connection as idle since its last byte. A request that is worked on is not
+ * idle, however long it takes: the clock stands still meanwhile, rather than relying on when a
+ * version looks at it. Setting a limit where there was none starts it anew
+ * (MHD_set_connection_option). */
 static void idle_limit(struct MHD_Connection *connection, unsigned seconds)
 {
     MHD_set_connection_option(connection, MHD_CONNECTION_OPTION_TIMEOUT, seconds);
