@@ -20,32 +20,33 @@ void guest_freeze_init(struct guest *g)
 {
     struct guest_freeze *freeze = &g->freeze;
     const char *path = g->options.cgroup;
-    *freeze = (struct guest_freeze){.cgroup_fd = -1};
+    *freeze = (struct guest_freeze){.cgroup_fd = -1, .switch_fd = -1, .events_fd = -1};
     if (path == NULL || (mkdir(path, 0755) < 0 && errno != EEXIST))
         return;
     int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd >= 0 && faccessat(fd, "cgroup.freeze", W_OK, 0) == 0) {
+    if (fd >= 0) {
+        freeze->switch_fd = openat(fd, "cgroup.freeze", O_WRONLY | O_CLOEXEC);
+        freeze->events_fd = openat(fd, "cgroup.events", O_RDONLY | O_CLOEXEC);
+    }
+    if (freeze->switch_fd >= 0 && freeze->events_fd >= 0) {
         freeze->cgroup_fd = fd;
         return;
     }
+    guest_close(&freeze->switch_fd);
+    guest_close(&freeze->events_fd);
     guest_close(&fd);
     guest_log("no freezer in '%s': the workload will be stopped by signal", path);
 }
 
 static bool cgroup_set(const struct guest *g, const char *value)
 {
-    int fd = openat(g->freeze.cgroup_fd, "cgroup.freeze", O_WRONLY | O_CLOEXEC);
-    bool fine = fd >= 0 && write(fd, value, 1) == 1;
-    guest_close(&fd);
-    return fine;
+    return pwrite(g->freeze.switch_fd, value, 1, 0) == 1;
 }
 
 static bool cgroup_is_frozen(const struct guest *g)
 {
     char text[256];
-    int fd = openat(g->freeze.cgroup_fd, "cgroup.events", O_RDONLY | O_CLOEXEC);
-    ssize_t size = fd >= 0 ? read(fd, text, sizeof(text) - 1) : -1;
-    guest_close(&fd);
+    ssize_t size = pread(g->freeze.events_fd, text, sizeof(text) - 1, 0);
     if (size < 0)
         return false;
     text[size] = '\0';
@@ -122,12 +123,12 @@ static void sync_done(struct guest *g, const char *failure)
 static void hooks_done(struct guest *g, const char *failure)
 {
     struct guest_freeze *freeze = &g->freeze;
-    int failed = 0;
     if (failure != NULL) {
         freeze_fail(g, KELPIE_E_IO, failure);
         return;
     }
-    guest_seeds_delete(g, &failed);
+    freeze->seeds_failed = 0;
+    freeze->seeds_deleted = guest_seeds_delete(g, &freeze->seeds_failed);
     if (freeze->cgroup_fd >= 0 && !cgroup_set(g, "1")) {
         freeze_fail(g, KELPIE_E_IO, strerror(errno));
         return;

@@ -177,8 +177,11 @@ enum guest_freeze_state { GUEST_THAWED, GUEST_FREEZING, GUEST_FROZEN };
 
 struct guest_freeze {
     enum guest_freeze_state state;
-    int cgroup_fd;     /* folder of the workload's cgroup, or -1: stop by signal */
-    uint64_t since_ms; /* frozen since; programs' deadlines stand still */
+    int cgroup_fd;                   /* folder of the workload's cgroup, or -1: stop by signal */
+    int switch_fd;                   /* its cgroup.freeze */
+    int events_fd;                   /* its cgroup.events */
+    int seeds_deleted, seeds_failed; /* by the last freeze */
+    uint64_t since_ms;               /* frozen since; programs' deadlines stand still */
     uint64_t deadline_ms, next_ms;
     bool waiting; /* hooks are done, the freezer is at work */
 };
@@ -416,14 +419,17 @@ void guest_unique_seeds(struct guest *g, struct guest_unique *unique);
 /* Deletes host keys; true = ssh-keygen has to make new ones. */
 bool guest_unique_keys(struct guest *g, struct guest_unique *unique);
 void guest_unique_keys_made(struct guest *g, struct guest_unique *unique, const char *failure);
-bool guest_publish_generation(const struct guest *g, const struct guest_unique *unique);
+/* What `generation` and `counter` say now, in files. */
+bool guest_publish_generation(const struct guest *g);
 int guest_seeds_delete(const struct guest *g, int *failed);
 
 /* system.c: files of the guest's own. */
 /* Where `path` (absolute) lies for us; false: it may not be touched (no root of ours). */
 bool guest_system_path(const struct guest *g, const char *path, char out[KLP_PATH_MAX]);
 bool guest_hostname_set(const struct guest *g, const char *name, struct kelpie_error **err);
-bool guest_file_replace(const char *path, const void *data, size_t size, unsigned mode);
+/* In place when it is there, so that whoever has it open or mapped sees the change; made anew
+ * otherwise. A reader may see half of it: for files that are written while the workload stands. */
+bool guest_file_rewrite(const char *path, const void *data, size_t size, unsigned mode);
 /* Bytes read, NUL-terminated; -1 = cannot. */
 ssize_t guest_file_read(const char *path, char *out, size_t capacity);
 

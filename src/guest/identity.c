@@ -55,7 +55,7 @@ static void item_of_file(struct guest_unique *unique, enum klp_unique_item item,
  */
 static bool bind_over(const char *path, const char *text, const char *source)
 {
-    if (!guest_file_replace(source, text, strlen(text), 0444))
+    if (!guest_file_rewrite(source, text, strlen(text), 0444))
         return false;
     while (umount2(path, MNT_DETACH) == 0) {
     }
@@ -78,13 +78,13 @@ static void machine_id_renew(const struct guest *g, const struct guest_unique *u
     text[2 * ID_SIZE + 1] = '\0';
     if (!guest_system_path(g, "/etc/machine-id", path))
         return;
-    bool replaced = guest_file_replace(path, text, strlen(text), 0444);
-    if (!replaced && g->options.system && run_folder_make(g) &&
+    bool written = guest_file_rewrite(path, text, strlen(text), 0444);
+    if (!written && g->options.system && run_folder_make(g) &&
         guest_system_path(g, "/run/kelpie/machine-id", source))
         bind_over(path, text, source);
     if (guest_system_path(g, "/var/lib/dbus/machine-id", bus) && lstat(bus, &info) == 0 &&
         S_ISREG(info.st_mode))
-        guest_file_replace(bus, text, strlen(text), 0444);
+        guest_file_rewrite(bus, text, strlen(text), 0444);
 }
 
 static void machine_id_item(struct guest *g, struct guest_unique *unique)
@@ -107,10 +107,15 @@ static void machine_id_item(struct guest *g, struct guest_unique *unique)
 static void boot_id_renew(const struct guest *g, const struct guest_unique *unique)
 {
     char hex[2 * ID_SIZE + 1], text[64], source[KLP_PATH_MAX];
+    uint8_t now[ID_SIZE];
     klp_hex_encode(unique->boot_id, ID_SIZE, hex);
     klp_format(text, sizeof(text), "%.*s-%.*s-%.*s-%.*s-%s\n", 8, hex, 4, hex + 8, 4, hex + 12, 4,
                hex + 16, hex + 20);
-    if (run_folder_make(g) && guest_system_path(g, "/run/kelpie/boot_id", source))
+    if (!guest_system_path(g, "/run/kelpie/boot_id", source))
+        return;
+    bool written = guest_file_rewrite(source, text, strlen(text), 0444);
+    bool is_seen = written && id_read(BOOT_ID, now) && memcmp(now, unique->boot_id, ID_SIZE) == 0;
+    if (!is_seen && run_folder_make(g))
         bind_over(BOOT_ID, text, source);
 }
 
@@ -215,7 +220,9 @@ int guest_seeds_delete(const struct guest *g, int *failed)
 void guest_unique_seeds(struct guest *g, struct guest_unique *unique)
 {
     char text[32];
-    int failed = 0, count = guest_seeds_delete(g, &failed);
+    bool is_frozen = g->freeze.state == GUEST_FROZEN; /* nobody made new ones since */
+    int failed = g->freeze.seeds_failed;
+    int count = is_frozen ? g->freeze.seeds_deleted : guest_seeds_delete(g, &failed);
     uint16_t result = count == 0 ? KLP_UNIQUE_NOT_APPLICABLE : KLP_UNIQUE_DONE;
     klp_format(text, sizeof(text), "%d deleted", count - failed);
     guest_item_text(unique, KLP_ITEM_SEED_FILES, failed > 0 ? KLP_UNIQUE_FAILED : result,

@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
+#include <sys/random.h>
 #include <sys/reboot.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -21,6 +22,7 @@
 
 #include "base/fmt.h"
 
+#define BOOT_ID "/proc/sys/kernel/random/boot_id"
 #define MODULES_LIST "/etc/kelpie/modules"
 #define TERM_WAIT_MS                                                                               \
     3000 /* for the workload to end well; the host kills when it takes too long                    \
@@ -141,17 +143,27 @@ static void hostname_take(void)
         guest_log("cannot set the host name: %s", strerror(errno));
 }
 
-static void be_unkillable(void)
+/* What every UNIQUE writes is there from the boot on, and the boot id's place is taken: a clone
+ * then only writes over it. */
+static void identity_provide(struct guest *g)
 {
-    int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
-    if (fd >= 0 && write(fd, "-1000", 5) < 0)
-        errno = 0;
-    guest_close(&fd);
+    uint8_t id[16];
+    char text[64];
+    ssize_t size = guest_file_read(BOOT_ID, text, sizeof(text));
+    if (getrandom(id, sizeof(id), 0) == (ssize_t)sizeof(id)) {
+        char hex[2 * sizeof(id) + 2];
+        klp_hex_encode(id, sizeof(id), hex);
+        memcpy(hex + 2 * sizeof(id), "\n", 2);
+        file_provide("/etc/machine-id", hex);
+    }
+    if (!guest_publish_generation(g) || size <= 0 ||
+        !guest_file_rewrite("/run/kelpie/boot_id", text, (size_t)size, 0444) ||
+        mount("/run/kelpie/boot_id", BOOT_ID, NULL, MS_BIND, NULL) < 0)
+        guest_log("cannot prepare the files of its identity: %s", strerror(errno));
 }
 
 void guest_init_system(struct guest *g)
 {
-    (void)g;
     umask(022);
     mkdir("/etc", 0755);
     mkdir("/root", 0700);
@@ -164,7 +176,7 @@ void guest_init_system(struct guest *g)
     file_provide("/etc/hosts", "127.0.0.1 localhost\n::1 localhost\n");
     hostname_take();
     loopback_up();
-    be_unkillable();
+    identity_provide(g);
     reboot(RB_DISABLE_CAD);
 }
 

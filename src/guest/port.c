@@ -42,11 +42,16 @@ static int port_device_open(const char *device)
     char path[300];
     klp_format(path, sizeof(path), "/dev/%.*s", 200, device);
     int fd = open(path, O_RDWR | O_NONBLOCK | O_CLOEXEC);
-    if (fd < 0)
-        return -1;
-    fcntl(fd, F_SETOWN, getpid());
-    fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_ASYNC);
+    if (fd >= 0)
+        fcntl(fd, F_SETOWN, getpid());
     return fd;
+}
+
+/* The driver signals data as well as the host's coming: wanted is the latter alone. */
+static void port_signal(int fd, bool wanted)
+{
+    int flags = fcntl(fd, F_GETFL);
+    fcntl(fd, F_SETFL, wanted ? flags | O_ASYNC : flags & ~O_ASYNC);
 }
 
 static int port_find(const char *wanted)
@@ -136,6 +141,8 @@ static void port_lost(struct guest *g)
 {
     guest_session_lost(g);
     if (port_is_virtio(g)) {
+        if (g->port.state == GUEST_PORT_OPEN)
+            port_signal(g->port.fd, true);
         g->port.state = GUEST_PORT_CLOSED;
         g->port.retry_ms = guest_now_ms() + PORT_CLOSED_MS;
         return;
@@ -148,6 +155,13 @@ static void port_lost(struct guest *g)
 
 /* ---- bytes */
 
+static void port_reached(struct guest *g)
+{
+    if (g->port.state == GUEST_PORT_CLOSED && port_is_virtio(g))
+        port_signal(g->port.fd, false);
+    g->port.state = GUEST_PORT_OPEN;
+}
+
 static void port_read(struct guest *g)
 {
     size_t room = sizeof(g->in) - g->in_size;
@@ -155,11 +169,11 @@ static void port_read(struct guest *g)
         return;
     ssize_t size = read(g->port.fd, g->in + g->in_size, room);
     if (size > 0) {
-        g->port.state = GUEST_PORT_OPEN;
+        port_reached(g);
         g->in_size += (size_t)size;
         g->in_last_ms = guest_now_ms();
     } else if (size < 0 && (errno == EAGAIN || errno == EINTR)) {
-        g->port.state = GUEST_PORT_OPEN;
+        port_reached(g);
     } else {
         port_lost(g);
     }

@@ -8,9 +8,7 @@
 #include <linux/random.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <sys/random.h>
-#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -107,37 +105,25 @@ void guest_unique_clock(struct guest *g, struct guest_unique *unique)
 
 /* ---- generation */
 
-/* Always the same file, so that a program that mapped it sees the number change. */
-static bool counter_publish(const char *path, uint64_t counter)
+/* Always the same files, so that a program that mapped the number sees it change. */
+static bool generation_write(const struct guest *g)
 {
-    int fd = open(path, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0644);
-    if (fd < 0)
-        return false;
-    void *place = MAP_FAILED;
-    if (fchmod(fd, 0644) == 0 && ftruncate(fd, sizeof(counter)) == 0)
-        place = mmap(NULL, sizeof(counter), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    close(fd);
-    if (place == MAP_FAILED)
-        return false;
-    __atomic_store_n((uint64_t *)place, counter, __ATOMIC_SEQ_CST);
-    munmap(place, sizeof(counter));
-    return true;
+    char path[KLP_PATH_MAX], text[2 * GUEST_GENERATION_SIZE + 2];
+    uint8_t counter[8];
+    klp_hex_encode(g->generation, sizeof(g->generation), text);
+    text[sizeof(text) - 2] = '\n';
+    store_u64(counter, g->counter);
+    return guest_system_path(g, "/run/kelpie/generation-counter", path) &&
+           guest_file_rewrite(path, counter, sizeof(counter), 0644) &&
+           guest_system_path(g, "/run/kelpie/generation", path) &&
+           guest_file_rewrite(path, text, sizeof(text) - 1, 0644);
 }
 
-bool guest_publish_generation(const struct guest *g, const struct guest_unique *unique)
+bool guest_publish_generation(const struct guest *g)
 {
     KLP_AUTO(kelpie_error) struct kelpie_error *err = NULL;
-    char path[KLP_PATH_MAX], text[2 * GUEST_GENERATION_SIZE + 2];
+    char path[KLP_PATH_MAX];
     if (!guest_system_path(g, "/run/kelpie", path))
         return true; /* no files of ours: the agent itself answers for it */
-    if (!guest_make_folders(path, &err))
-        return false;
-    if (guest_system_path(g, "/run/kelpie/reseeded", path))
-        unlink(path); /* what a hook said of an earlier generation */
-    klp_hex_encode(unique->generation, sizeof(unique->generation), text);
-    text[sizeof(text) - 2] = '\n';
-    return guest_system_path(g, "/run/kelpie/generation-counter", path) &&
-           counter_publish(path, g->counter) &&
-           guest_system_path(g, "/run/kelpie/generation", path) &&
-           guest_file_replace(path, text, sizeof(text) - 1, 0644);
+    return generation_write(g) || (guest_make_folders(path, &err) && generation_write(g));
 }

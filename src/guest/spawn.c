@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/sched.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -98,14 +99,10 @@ static bool child_join_cgroup(const struct guest *g)
     return joined;
 }
 
-/* What protects the agent is not for the programs it starts. */
-static void child_be_mortal(const struct guest *g)
+/* The agent's own limit is higher. */
+static void child_limits(void)
 {
     struct rlimit files;
-    int fd = g->options.is_init ? open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC) : -1;
-    if (fd >= 0 && write(fd, "0", 1) < 0)
-        errno = 0;
-    guest_close(&fd);
     if (getrlimit(RLIMIT_NOFILE, &files) == 0 && files.rlim_cur > CHILD_FILES) {
         files.rlim_cur = CHILD_FILES;
         setrlimit(RLIMIT_NOFILE, &files);
@@ -166,19 +163,19 @@ static int child_exec(char *const *argv, char *const *env)
 }
 
 __attribute__((noreturn)) static void child_run(struct guest *g, const struct guest_spawn *spawn,
-                                                int status_fd)
+                                                int status_fd, bool is_placed)
 {
     setsid();
     if (!g->options.is_init)
         prctl(PR_SET_PDEATHSIG, SIGKILL);
-    bool in_cgroup = !spawn->workload || g->freeze.cgroup_fd < 0 || child_join_cgroup(g);
+    bool in_cgroup = is_placed || child_join_cgroup(g);
     int cgroup_error = errno;
     child_descriptors(spawn, status_fd);
     if (!in_cgroup)
         child_fail(GUEST_STAGE_CGROUP, cgroup_error);
     if (spawn->tty && ioctl(0, TIOCSCTTY, 0) < 0)
         child_fail(GUEST_STAGE_TTY, errno);
-    child_be_mortal(g);
+    child_limits();
     umask(022);
     if (chdir(spawn->workdir) < 0)
         child_fail(GUEST_STAGE_WORKDIR, errno);
@@ -191,6 +188,24 @@ __attribute__((noreturn)) static void child_run(struct guest *g, const struct gu
 
 /* ---- in the agent */
 
+/* A fork right into the workload's cgroup: to move a process there later makes the kernel wait for
+ * a grace period (a dozen milliseconds). Kernels before 5.7 cannot: the child moves itself. */
+static pid_t fork_into(const struct guest *g, bool workload, bool *is_placed)
+{
+    *is_placed = !workload || g->freeze.cgroup_fd < 0;
+    if (!*is_placed) {
+        struct clone_args args = {.flags = CLONE_INTO_CGROUP,
+                                  .exit_signal = SIGCHLD,
+                                  .cgroup = (uint64_t)g->freeze.cgroup_fd};
+        *is_placed = true;
+        pid_t pid = (pid_t)syscall(SYS_clone3, &args, sizeof(args));
+        if (pid >= 0)
+            return pid;
+        *is_placed = false;
+    }
+    return fork();
+}
+
 bool guest_spawn(struct guest *g, const struct guest_spawn *spawn, pid_t *pid, int *status_fd,
                  struct kelpie_error **err)
 {
@@ -198,9 +213,10 @@ bool guest_spawn(struct guest *g, const struct guest_spawn *spawn, pid_t *pid, i
     if (pipe2(ends, O_CLOEXEC | O_NONBLOCK) < 0)
         return klp_refuse(err, guest_errno_code(errno), "cannot start '%s': %s", spawn->argv[0],
                           strerror(errno));
-    *pid = fork();
+    bool is_placed;
+    *pid = fork_into(g, spawn->workload, &is_placed);
     if (*pid == 0)
-        child_run(g, spawn, ends[1]);
+        child_run(g, spawn, ends[1], is_placed);
     int error_number = errno;
     close(ends[1]);
     if (*pid < 0) {

@@ -6,8 +6,11 @@
 #include "guest/guest.h"
 
 #include <string.h>
+#include <unistd.h>
 
 #include "base/fmt.h"
+
+#define HOOKS "/etc/kelpie/restore.d"
 
 void guest_item_set(struct guest_unique *unique, enum klp_unique_item item, uint16_t result,
                     const void *evidence, size_t size)
@@ -89,7 +92,7 @@ static void hooks_done(struct guest *g, const char *failure)
 {
     struct guest_unique *unique = &g->unique;
     char path[KLP_PATH_MAX], text[8];
-    bool reseeded = guest_system_path(g, "/run/kelpie/reseeded", path) &&
+    bool reseeded = g->runner.hooks_run > 0 && guest_system_path(g, "/run/kelpie/reseeded", path) &&
                     guest_file_read(path, text, sizeof(text)) >= 0;
     if (failure != NULL)
         guest_item_text(unique, KLP_ITEM_HOOKS, KLP_UNIQUE_FAILED, failure);
@@ -98,6 +101,15 @@ static void hooks_done(struct guest *g, const char *failure)
     else
         guest_item_text(unique, KLP_ITEM_HOOKS, KLP_UNIQUE_DONE, reseeded ? "reseeded" : "");
     receipt_send(g);
+}
+
+/* What a hook said of an earlier generation. */
+static void hooks_forget(const struct guest *g)
+{
+    char path[KLP_PATH_MAX];
+    if (guest_system_path(g, HOOKS, path) && access(path, F_OK) == 0 &&
+        guest_system_path(g, "/run/kelpie/reseeded", path))
+        unlink(path);
 }
 
 static void hooks_begin(struct guest *g)
@@ -110,7 +122,8 @@ static void hooks_begin(struct guest *g)
     guest_runner_variable(g, text);
     klp_format(text, sizeof(text), "KELPIE_CASE=%s", names[g->unique.kind]);
     guest_runner_variable(g, text);
-    guest_run_hooks(g, "/etc/kelpie/restore.d", hooks_done);
+    hooks_forget(g);
+    guest_run_hooks(g, HOOKS, hooks_done);
 }
 
 static void generation_take(struct guest *g)
@@ -119,7 +132,7 @@ static void generation_take(struct guest *g)
     memcpy(g->generation, unique->generation, sizeof(g->generation));
     g->has_generation = true;
     g->counter++;
-    bool fine = guest_publish_generation(g, unique);
+    bool fine = guest_publish_generation(g);
     guest_item_set(unique, KLP_ITEM_GENERATION, fine ? KLP_UNIQUE_DONE : KLP_UNIQUE_FAILED,
                    unique->generation, sizeof(unique->generation));
     hooks_begin(g);

@@ -82,7 +82,6 @@ const char *const *klp_recipe_modules(enum klp_arch arch)
         "virtio_pci_modern_dev",
         "virtio_pci",
         "virtio_console",
-        "virtio-rng",
         "pvpanic",
         "pvpanic-mmio",
         "pvpanic-pci",
@@ -97,7 +96,6 @@ const char *const *klp_recipe_modules(enum klp_arch arch)
         "virtio_pci_modern_dev",
         "virtio_pci",
         "virtio_console",
-        "virtio-rng",
         NULL,
     };
     return arch == KLP_ARCH_AARCH64 ? aarch64 : x86_64;

@@ -20,7 +20,6 @@ static const struct known_device {
 } known_devices[] = {
     {KLP_ARCH_NONE, "vs0", "virtio-serial-device", ""},
     {KLP_ARCH_NONE, "agent0", "virtserialport", "bus=vs0.0,chardev=agent,name=agent.0,nr=1"},
-    {KLP_ARCH_NONE, "rng0", "virtio-rng-device", ""},
     {KLP_ARCH_X86_64, "panic0", "pvpanic", ""},
 };
 
