@@ -11,6 +11,7 @@ import glob
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,8 @@ PLAN = re.compile(r"^1\.\.(\d+)\s*(#\s*SKIP\s*(.*))?$", re.I)
 GRACE_SECONDS = 20  # after an interrupt, for a script to end its daemons
 # Programs in which several threads meet; these run under ThreadSanitizer.
 THREADED = r"^(env_posix|store|registry|snapshot|teleport|node|vm|daemon)_"
+# Programs that boot a guest without a daemon: they are given the parts of an image.
+BARE_GUEST = r"^unit/vm_qemu_hypervisor$"
 
 
 class Program:
@@ -100,6 +103,25 @@ def end_group(process):
             process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
             continue
+
+
+def guest_image(build):
+    """What tells programs where kernel and initramfs are, or why there are none; False when the image builder failed."""
+    if "KELPIE_TEST_KERNEL" in os.environ or shutil.which("qemu-system-x86_64") is None:
+        return {}
+    # The builds with sanitizers have no programs but the tests'.
+    programs = build if os.path.exists(os.path.join(build, "kelpied")) else os.path.dirname(build)
+    folder = os.path.join(programs, "test-image")
+    result = subprocess.run([sys.executable, os.path.join(TOP, "tools", "testimage.py"), folder], stdin=subprocess.DEVNULL,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                            env=dict(os.environ, KELPIE_BUILD=programs))
+    if result.returncode == 77:
+        return {"KELPIE_TEST_NO_IMAGE": result.stdout.strip()}
+    if result.returncode != 0:
+        print("fail the image for tests:\n    | " + result.stdout.strip().replace("\n", "\n    | "), flush=True)
+        return False
+    return {"KELPIE_TEST_KERNEL": os.path.join(folder, "kernel"),
+            "KELPIE_TEST_INITRAMFS": os.path.join(folder, "initramfs")}
 
 
 def execute(build, program):
@@ -205,6 +227,12 @@ def arguments():
 def run_all(build, programs, jobs=2, verbose=False):
     """Shows each program's verdict as it comes; answers the sums."""
     totals = [0, 0, 0]
+    bare = [program for program in programs if re.search(BARE_GUEST, program.name)]
+    image = guest_image(build) if bare else {}
+    if image is False:
+        totals[1] += 1
+    for program in bare:
+        program.environment = dict(program.environment, **(image or {}))
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         for future in concurrent.futures.as_completed([pool.submit(run, build, p) for p in programs]):
             verdict = future.result()

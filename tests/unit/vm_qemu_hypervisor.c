@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A real QEMU with a real guest: boots, is captured, comes back, is captured again, and every way
- * it can end. Needs an image: KELPIE_TEST_KERNEL and KELPIE_TEST_INITRAMFS; skipped without. */
+ * it can end. Needs an image: KELPIE_TEST_KERNEL and KELPIE_TEST_INITRAMFS, which tools/runtests.py
+ * gives; skipped without. */
 #include <signal.h>
 
 #include "env_kit.h"
@@ -510,6 +511,8 @@ static void prepare(void)
         snprintf(reason, sizeof(reason), "no QEMU: %s", probe.why);
     else if (!probe.has_xen_save)
         snprintf(reason, sizeof(reason), "QEMU lacks xen-save-devices-state");
+    else if (getenv("KELPIE_TEST_NO_IMAGE") != NULL)
+        snprintf(reason, sizeof(reason), "no image: %s", getenv("KELPIE_TEST_NO_IMAGE"));
     else if (getenv("KELPIE_TEST_KERNEL") == NULL || getenv("KELPIE_TEST_INITRAMFS") == NULL)
         snprintf(reason, sizeof(reason), "no KELPIE_TEST_KERNEL and KELPIE_TEST_INITRAMFS");
     skip_reason = reason[0] != 0 ? reason : NULL;
