@@ -72,6 +72,20 @@ static void restore_init(struct restore *restore, const struct klp_snapshots *sn
     }
 }
 
+/* Frames have hashes of their own; what stands before them has a sum. */
+static kelpie_outcome pack_header_check(const struct kelpie_op *op, struct klp_store_reader *pack,
+                                        const struct klp_digest *digest, struct kelpie_error **err)
+{
+    uint8_t bytes[KLP_OBJECT_HEADER_SIZE];
+    struct klp_object_header header;
+    char name[KLP_DIGEST_SIZE];
+    KLP_TRY(klp_store_read(op, pack, 0, bytes, sizeof(bytes), err));
+    if (klp_object_header_decode(bytes, sizeof(bytes), "pack", &header, err))
+        return KLP_OK;
+    klp_digest_text(digest, name);
+    return klp_wrap(err, (kelpie_outcome){KELPIE_FAIL}, "pack %s is damaged in its header", name);
+}
+
 static kelpie_outcome pack_get(const struct kelpie_op *op, struct restore *restore,
                                uint32_t ordinal, struct klp_store_reader **out,
                                struct kelpie_error **err)
@@ -83,8 +97,14 @@ static kelpie_outcome pack_get(const struct kelpie_op *op, struct restore *resto
         return KLP_OK;
     struct klp_store_reader *opened = NULL;
     uint64_t size;
-    KLP_TRY(klp_store_open(op, restore->snapshots->store, KLP_OBJECT_PACK,
-                           &restore->manifest->packs[ordinal].digest, &opened, &size, err));
+    const struct klp_digest *digest = &restore->manifest->packs[ordinal].digest;
+    KLP_TRY(klp_store_open(op, restore->snapshots->store, KLP_OBJECT_PACK, digest, &opened, &size,
+                           err));
+    kelpie_outcome checked = pack_header_check(op, opened, digest, err);
+    if (!kelpie_is_ok(checked)) {
+        klp_store_close(opened);
+        return checked;
+    }
     KLP_LOCKED (restore->mutex) {
         if (restore->packs[ordinal] == NULL)
             restore->packs[ordinal] = KLP_TAKE(&opened);
