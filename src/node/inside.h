@@ -11,7 +11,8 @@
 #define NODE_AGENTS_MAX 4096
 #define NODE_OPERATIONS_MAX 256 /* remembered */
 #define NODE_EVENTS_MAX 1024
-#define NODE_BASES_MAX 4 /* resident template layers */
+#define NODE_BASES_MAX 4  /* resident template layers */
+#define NODE_PARTS_MAX 16 /* kernels and initramfs remembered as whole */
 #define NODE_ARRIVALS_MAX 32
 #define NODE_FORKS_MAX 64 /* of one operation */
 #define NODE_CLEANUP_MS 20000
@@ -48,12 +49,13 @@ struct base { /* a resident template layer */
     uint64_t used; /* for evicting the one not used for longest */
 };
 
-enum chore_kind { CHORE_DIED, CHORE_MAIN_ENDED, CHORE_SETTLE, CHORE_LOST };
+enum chore_kind { CHORE_DIED, CHORE_MAIN_ENDED, CHORE_SETTLE, CHORE_LOST, CHORE_RECORD };
 struct chore { /* what a task noticed and the janitor does */
     struct klp_list link;
     enum chore_kind kind;
     char agent[KLP_ID_SIZE];
-    const struct life *life; /* compared, never followed */
+    const struct life *life;    /* compared, never followed */
+    enum klp_agent_state state; /* of CHORE_RECORD */
     char text[160];
 };
 
@@ -88,6 +90,8 @@ struct klp_node {
     unsigned agent_count, operation_count;           /* (m) */
     struct base bases[NODE_BASES_MAX];               /* (m) */
     uint64_t base_clock;                             /* (m) */
+    struct klp_digest parts[NODE_PARTS_MAX];         /* (m) of images: found whole by this daemon */
+    unsigned part_count;                             /* (m) counts on: the place is its remainder */
     bool template_busy;                              /* (m) one template is booted at a time */
     struct arrival_slot arrivals[NODE_ARRIVALS_MAX]; /* (m) */
     struct klp_event events[NODE_EVENTS_MAX];        /* (m) ring */
@@ -153,6 +157,10 @@ void life_end(const struct kelpie_op *op, struct node_agent *agent, bool leave);
 KELPIE_MUST_USE kelpie_outcome life_borrow(struct node_agent *agent, struct life **out,
                                            struct kelpie_error **err);
 void life_return(struct life *life);
+bool record_needs_vm(const struct klp_agent_record *record);
+/* Its VM is gone and the registry did not take it: the janitor tries again until it does. NONE =
+ * the agent is to be removed. */
+void record_later(struct node_agent *agent, enum klp_agent_state state, const char *reason);
 void chore_post(struct klp_node *node, enum chore_kind kind, const char *agent_id,
                 const struct life *life, const char *text);
 void janitor_run(void *node);
@@ -169,6 +177,11 @@ KELPIE_MUST_USE kelpie_outcome base_get(const struct kelpie_op *op, struct klp_h
 void base_keep(struct klp_node *node, const struct klp_digest *digest,
                struct klp_layer *layer); /* shares it */
 void bases_drop(struct klp_node *node);
+/* Where this host has a part of an image, found whole; *out stays NULL when there is none (a zero
+ * digest). CORRUPT. */
+KELPIE_MUST_USE kelpie_outcome part_path(const struct kelpie_op *op, struct klp_node *node,
+                                         const struct klp_digest *digest, char **out,
+                                         struct kelpie_error **err);
 /* The template of an image on that factory, booted now if the store has none. out_image,
  * out_version may be NULL. */
 KELPIE_MUST_USE kelpie_outcome template_for(const struct kelpie_op *op, struct klp_node *node,

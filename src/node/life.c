@@ -29,17 +29,28 @@ void event_post(struct klp_node *node, const char *type, const char *agent, cons
     }
 }
 
-void chore_post(struct klp_node *node, enum chore_kind kind, const char *agent_id,
-                const struct life *life, const char *text)
+static void chore_add(struct klp_node *node, struct chore facts, const char *agent_id,
+                      const char *text)
 {
     struct chore *chore = KLP_NEW(struct chore);
-    *chore = (struct chore){.kind = kind, .life = life};
+    *chore = facts;
     klp_text_copy(chore->agent, sizeof(chore->agent), agent_id);
     klp_format(chore->text, sizeof(chore->text), "%s", text);
     KLP_LOCKED (node->mutex) {
         klp_list_append(&node->chores, &chore->link);
         klp_cond_wake(node->changed);
     }
+}
+
+void chore_post(struct klp_node *node, enum chore_kind kind, const char *agent_id,
+                const struct life *life, const char *text)
+{
+    chore_add(node, (struct chore){.kind = kind, .life = life}, agent_id, text);
+}
+
+void record_later(struct node_agent *agent, enum klp_agent_state state, const char *reason)
+{
+    chore_add(agent->node, (struct chore){.kind = CHORE_RECORD, .state = state}, agent->id, reason);
 }
 
 /* ---- the two tasks of a life */
@@ -290,13 +301,30 @@ static void agent_died(const struct kelpie_op *op, struct node_agent *agent,
                        const struct chore *chore)
 {
     bool clean = kelpie_vm_state(agent->life->vm) == KELPIE_VM_STOPPED;
+    enum klp_agent_state state = clean ? KLP_AGENT_STOPPED : KLP_AGENT_CRASHED;
     console_save(op, agent);
     life_end(op, agent, false);
     /* Dead in the middle of a move: either the record is still ours to say so, or the destination
      * has it. */
-    if (!state_record(op, agent, clean ? KLP_AGENT_STOPPED : KLP_AGENT_CRASHED, chore->text))
+    if (!state_record(op, agent, state, chore->text)) {
+        record_later(agent, state, chore->text);
         agent_lost(op, agent);
+    }
     KLP_IGNORE(klp_dir_remove(agent->node->notes_dir, agent->id, NULL));
+}
+
+static void record_end(const struct kelpie_op *op, struct node_agent *agent,
+                       enum klp_agent_state state, const char *reason)
+{
+    if (!state_record(op, agent, state, reason)) {
+        if (!klp_cancel_is_raised(agent->node->cancel))
+            record_later(agent, state, reason);
+        agent_lost(op, agent);
+    } else if (state == KLP_AGENT_STOPPED && agent->remove_at_end &&
+               kelpie_is_ok(
+                   klp_registry_delete(op, agent->node->host.registry, &agent->record, NULL))) {
+        agent_forget(agent);
+    }
 }
 
 static void agent_finished(const struct kelpie_op *op, struct node_agent *agent,
@@ -304,9 +332,25 @@ static void agent_finished(const struct kelpie_op *op, struct node_agent *agent,
 {
     console_save(op, agent);
     life_end(op, agent, false);
-    if (state_record(op, agent, KLP_AGENT_STOPPED, chore->text) && agent->remove_at_end &&
-        kelpie_is_ok(klp_registry_delete(op, agent->node->host.registry, &agent->record, NULL)))
+    record_end(op, agent, KLP_AGENT_STOPPED, chore->text);
+}
+
+/* What an agent's VM came to, still owed to the registry. A record that wants no VM needs nothing.
+ */
+static void agent_owes(const struct kelpie_op *op, struct node_agent *agent,
+                       const struct chore *chore)
+{
+    bool remove = chore->state == KLP_AGENT_NONE;
+    if (agent->life != NULL || (!remove && !record_needs_vm(&agent->record)))
+        return;
+    KLP_IGNORE(klp_sleep_until(op, klp_boot_ns(op->env) + FOLLOW_RETRY_MS * KLP_MS, NULL));
+    if (!remove)
+        record_end(op, agent, chore->state, chore->text);
+    else if (kelpie_is_ok(
+                 klp_registry_delete(op, agent->node->host.registry, &agent->record, NULL)))
         agent_forget(agent);
+    else if (!klp_cancel_is_raised(agent->node->cancel))
+        record_later(agent, KLP_AGENT_NONE, "");
 }
 
 static void chore_do(struct klp_node *node, const struct chore *chore)
@@ -326,7 +370,9 @@ static void chore_do(struct klp_node *node, const struct chore *chore)
         agent_put(agent);
         return;
     }
-    if (!chore_is_stale(agent, chore) && agent->life != NULL) {
+    if (chore->kind == CHORE_RECORD) {
+        agent_owes(&op, agent, chore);
+    } else if (!chore_is_stale(agent, chore) && agent->life != NULL) {
         if (chore->kind == CHORE_DIED)
             agent_died(&op, agent, chore);
         else if (chore->kind == CHORE_MAIN_ENDED)

@@ -170,6 +170,8 @@ kelpie_outcome klp_node_agent_create(const struct kelpie_op *op, struct klp_node
         struct kelpie_op cleanup = klp_op_cleanup(op, NODE_CLEANUP_MS);
         if (kelpie_is_ok(klp_registry_delete(&cleanup, node->host.registry, &agent->record, NULL)))
             agent_forget(agent);
+        else
+            record_later(agent, KLP_AGENT_NONE, "");
         return outcome;
     }
     info_fill(&held->record, out);
@@ -222,8 +224,11 @@ static kelpie_outcome bring_up(const struct kelpie_op *op, struct node_agent *ag
     struct klp_agent_record record = agent->record;
     kelpie_outcome outcome = klp_bringup_run(op, &node->host, &bringup, &vm, &record, err);
     record_adopt(agent, &record);
-    if (!kelpie_is_ok(outcome))
+    if (!kelpie_is_ok(outcome)) {
+        if (agent->record.state == KLP_AGENT_STARTING) /* not even that could be recorded */
+            record_later(agent, how->failure_state, "it could not be started");
         return klp_wrap(err, outcome, "cannot start '%s'", agent->name);
+    }
     life_begin(agent, vm);
     return KLP_OK;
 }
@@ -315,7 +320,8 @@ kelpie_outcome klp_node_agent_start(const struct kelpie_op *op, struct klp_node 
     }
 }
 
-/* ---- stop, kill, rm */
+/* ---- stop, kill, rm: the record first. A registry that refuses it leaves the agent as it is; a
+ * crash behind it leaves a VM that nobody wants, which recovery destroys. */
 
 static kelpie_outcome state_set(const struct kelpie_op *op, struct node_agent *agent,
                                 enum klp_agent_state state, const char *reason,
@@ -336,13 +342,15 @@ kelpie_outcome klp_node_agent_stop(const struct kelpie_op *op, struct klp_node *
     if (agent->life == NULL && agent->record.state != KLP_AGENT_SUSPENDED &&
         agent->record.state != KLP_AGENT_PARKED)
         return state_refused(agent, "stop", err);
-    if (agent->life != NULL) {
-        if (agent->record.state == KLP_AGENT_PAUSED)
-            KLP_IGNORE(klp_vm_release(op, agent->life->vm, KLP_HOLD_USER, NULL));
-        KLP_TRY(kelpie_vm_stop(op, agent->life->vm, grace_ms != 0 ? grace_ms : STOP_GRACE_MS, err));
-        life_end(op, agent, false);
-    }
-    return state_set(op, agent, KLP_AGENT_STOPPED, "stopped", err);
+    bool paused = agent->record.state == KLP_AGENT_PAUSED;
+    kelpie_outcome outcome = state_set(op, agent, KLP_AGENT_STOPPED, "stopped", err);
+    if (outcome.kind == KELPIE_FAIL || agent->life == NULL)
+        return outcome;
+    if (paused)
+        KLP_IGNORE(klp_vm_release(op, agent->life->vm, KLP_HOLD_USER, NULL));
+    KLP_IGNORE(kelpie_vm_stop(op, agent->life->vm, grace_ms != 0 ? grace_ms : STOP_GRACE_MS, NULL));
+    life_end(op, agent, false); /* whatever the guest made of it */
+    return outcome;
 }
 
 kelpie_outcome klp_node_agent_kill(const struct kelpie_op *op, struct klp_node *node,
@@ -357,8 +365,10 @@ kelpie_outcome klp_node_agent_kill(const struct kelpie_op *op, struct klp_node *
         KLP_TRY(klp_vm_guest(op, agent->life->vm, &guest, err));
         return klp_guest_main_signal(op, guest, signal, err);
     }
-    life_end(op, agent, false);
-    return state_set(op, agent, KLP_AGENT_STOPPED, "killed", err);
+    kelpie_outcome outcome = state_set(op, agent, KLP_AGENT_STOPPED, "killed", err);
+    if (outcome.kind != KELPIE_FAIL)
+        life_end(op, agent, false);
+    return outcome;
 }
 
 kelpie_outcome klp_node_agent_remove(const struct kelpie_op *op, struct klp_node *node,
@@ -380,13 +390,18 @@ kelpie_outcome klp_node_agent_remove(const struct kelpie_op *op, struct klp_node
         klp_error_remedy_set(err, "kelpie rm -f %s", name);
         return refused;
     }
-    life_end(op, agent, false);
     kelpie_outcome outcome = klp_registry_delete(op, node->host.registry, &agent->record, &error);
-    if (!kelpie_is_ok(outcome) && kelpie_error_code(error) != KELPIE_E_NOT_FOUND) {
+    bool gone = kelpie_is_ok(outcome) || kelpie_error_code(error) == KELPIE_E_NOT_FOUND;
+    if (!gone) {
+        if (kelpie_is_unknown(outcome)) {
+            life_end(op, agent, false);
+            record_later(agent, KLP_AGENT_STOPPED, "stopped");
+        }
         klp_error_move(err, &error);
         return outcome;
     }
     klp_error_clear(&error);
+    life_end(op, agent, false);
     KLP_IGNORE(klp_dir_remove(node->notes_dir, agent->id, NULL));
     event_post(node, "agent.removed", agent->name, "%s", "");
     agent_forget(agent);

@@ -9,16 +9,6 @@
 
 /* ---- the teleport's view */
 
-/* Where this host has a part of the image; NULL when the machine has none. */
-static kelpie_outcome part_path(const struct kelpie_op *op, struct klp_host *host,
-                                const struct klp_digest *digest, char **out,
-                                struct kelpie_error **err)
-{
-    if (klp_digest_is_zero(digest))
-        return KLP_OK;
-    return klp_store_path(op, host->snapshots.store, KLP_OBJECT_BLOB, digest, out, err);
-}
-
 static kelpie_outcome host_vm_make(const struct kelpie_op *op, struct klp_host *host,
                                    const char *agent_id, const struct klp_machine *machine,
                                    uint64_t epoch, struct kelpie_vm **out,
@@ -37,9 +27,9 @@ static kelpie_outcome host_vm_make(const struct kelpie_op *op, struct klp_host *
                                       .arch = klp_arch_name(machine->arch)};
     char *kernel = NULL, *initramfs = NULL;
     klp_random_id(op->env, id);
-    kelpie_outcome made = part_path(op, host, &machine->kernel, &kernel, err);
+    kelpie_outcome made = part_path(op, node, &machine->kernel, &kernel, err);
     if (kelpie_is_ok(made))
-        made = part_path(op, host, &machine->initramfs, &initramfs, err);
+        made = part_path(op, node, &machine->initramfs, &initramfs, err);
     config.kernel_image_path = kernel;
     config.initrd_path = initramfs;
     if (kelpie_is_ok(made))

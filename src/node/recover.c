@@ -234,7 +234,7 @@ static void dead_state(const struct klp_agent_record *record, struct klp_agent_r
     }
 }
 
-static bool record_needs_vm(const struct klp_agent_record *record)
+bool record_needs_vm(const struct klp_agent_record *record)
 {
     return record->state == KLP_AGENT_RUNNING || record->state == KLP_AGENT_PAUSED ||
            record->state == KLP_AGENT_STARTING || record->state == KLP_AGENT_MOVING;

@@ -59,6 +59,32 @@ void bases_drop(struct klp_node *node)
 
 /* ---- images */
 
+static bool part_is_known(struct klp_node *node, const struct klp_digest *digest)
+{
+    bool known = false;
+    KLP_LOCKED (node->mutex) {
+        for (size_t i = 0; i < NODE_PARTS_MAX; i++)
+            known = known || klp_digest_equal(&node->parts[i], digest);
+    }
+    return known;
+}
+
+/* A hypervisor reads the file past the store: its bytes are compared once in a daemon's life. */
+kelpie_outcome part_path(const struct kelpie_op *op, struct klp_node *node,
+                         const struct klp_digest *digest, char **out, struct kelpie_error **err)
+{
+    struct klp_store *store = node->host.snapshots.store;
+    if (klp_digest_is_zero(digest))
+        return KLP_OK;
+    if (!part_is_known(node, digest)) {
+        KLP_TRY(klp_store_verify(op, store, KLP_OBJECT_BLOB, digest, err));
+        KLP_LOCKED (node->mutex) {
+            node->parts[node->part_count++ % NODE_PARTS_MAX] = *digest;
+        }
+    }
+    return klp_store_path(op, store, KLP_OBJECT_BLOB, digest, out, err);
+}
+
 kelpie_outcome image_load(const struct kelpie_op *op, struct klp_node *node, const char *name,
                           enum klp_arch arch, struct klp_image *out, struct klp_digest *out_digest,
                           struct kelpie_error **err)
@@ -208,13 +234,10 @@ static kelpie_outcome boot_fill(const struct kelpie_op *op, struct klp_node *nod
                                   .arch = klp_arch_name(boot->factory->arch)};
     if (!backend_needs_image(boot->factory))
         return KLP_OK;
-    struct klp_store *store = node->host.snapshots.store;
     KLP_TRY(image_load(op, node, identity->image, boot->factory->arch, &boot->image,
                        &boot->image_digest, err));
-    KLP_TRY(
-        klp_store_path(op, store, KLP_OBJECT_BLOB, &boot->image.kernel.digest, &boot->kernel, err));
-    KLP_TRY(klp_store_path(op, store, KLP_OBJECT_BLOB, &boot->image.initramfs.digest,
-                           &boot->initramfs, err));
+    KLP_TRY(part_path(op, node, &boot->image.kernel.digest, &boot->kernel, err));
+    KLP_TRY(part_path(op, node, &boot->image.initramfs.digest, &boot->initramfs, err));
     boot->config.kernel_image_path = boot->kernel;
     boot->config.initrd_path = boot->initramfs;
     boot->config.kernel_args = boot->image.cmdline;
