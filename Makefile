@@ -18,7 +18,7 @@ runtests = $(PYTHON) tools/runtests.py
 .DEFAULT_GOAL = all
 MAKEFLAGS += --no-print-directory
 
-.PHONY: all deps demo test test-vm test-dst bench lint format fuzz coverage sanitize nightly install clean need-deps
+.PHONY: all deps demo test test-vm test-dst bench lint format fuzz coverage sanitize nightly install clean need-deps bare
 
 all: $(BUILD)/build.ninja
 	@$(if $(strip $(options)),$(MESON) configure $(BUILD) $(options))
@@ -32,17 +32,24 @@ deps:
 
 # Only when something is missing: with all present a step needs neither root nor network.
 need-deps:
-	@tools/deps.sh --check || tools/deps.sh
+	@tools/deps.sh --check $(deps_for) || tools/deps.sh
 
 demo: need-deps all
 	@if [ -f tools/demo.py ]; then KELPIE_BUILD=$(abspath $(BUILD)) $(PYTHON) tools/demo.py; \
 	elif [ -x $(BUILD)/kelpie ] && $(BUILD)/kelpie --help | grep -qw demo; then $(BUILD)/kelpie demo; \
 	else echo "demo: there is none yet" >&2; exit 2; fi
 
-test: need-deps all
+# The programs without any backend but Mock, beside the others: what they say then is tested, too.
+bare: $(BUILD)/build.ninja
+	@[ -f $(BUILD)/bare/build.ninja ] || \
+	    $(MESON) setup $(BUILD)/bare -Dqemu=disabled -Dfirecracker=disabled -Dvz=disabled >/dev/null
+	@$(NINJA) -C $(BUILD)/bare kelpie kelpied kelpie-keeper
+
+test: need-deps all bare
 	@$(NINJA) -C $(BUILD) unit-tests fuzz-targets
 	@$(PYTHON) tools/steps.py test --build $(BUILD) $(only)
 
+test-vm: deps_for = $(filter mock,$(BACKEND))
 test-vm: need-deps all
 	@$(NINJA) -C $(BUILD) unit-tests
 	@$(PYTHON) tools/steps.py test-vm --build $(BUILD) --backend $(BACKEND)
