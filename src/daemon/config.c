@@ -33,6 +33,9 @@ const char daemon_config_help[] =
     "host)\n"
     "  --stop-agents      stop all agents at the end; without it SIGTERM leaves them to their "
     "keepers\n"
+    "  --no-spare         keep no hypervisor started ahead of the next run or restore (it costs "
+    "about "
+    "30 MiB)\n"
     "  --doctor           print what this machine can do as JSON, and end\n"
     "  --test-points      let KELPIE_POINT act (tests only)\n"
     "  --help, --version\n";
@@ -83,8 +86,11 @@ static bool setting_set(struct daemon_config *config, const char *name, const ch
 static bool switch_set(struct daemon_config *config, const char *name)
 {
     const struct setting switches[] = {
-        {"test-points", NULL, &config->test_points}, {"stop-agents", NULL, &config->stop_agents},
-        {"doctor", NULL, &config->doctor},           {"help", NULL, &config->help},
+        {"test-points", NULL, &config->test_points},
+        {"stop-agents", NULL, &config->stop_agents},
+        {"no-spare", NULL, &config->no_spare},
+        {"doctor", NULL, &config->doctor},
+        {"help", NULL, &config->help},
         {"version", NULL, &config->version},
     };
     for (size_t i = 0; i < KLP_COUNT(switches); i++) {

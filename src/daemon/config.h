@@ -9,7 +9,7 @@
 struct daemon_config { /* texts are owned */
     char *state, *name, *listen, *backend, *store, *registry, *qemu, *mock_arch;
     uint64_t lease_ms;
-    bool test_points, stop_agents, doctor, help, version;
+    bool test_points, stop_agents, no_spare, doctor, help, version;
 };
 
 /* INVALID. `config` must be finished in every case. */

@@ -106,7 +106,8 @@ static bool serve(struct wiring *wiring, const struct daemon_config *config, int
                                        .factories = wiring->factories,
                                        .factory_count = wiring->factory_count,
                                        .lease_ttl_ms = config->lease_ms,
-                                       .boot_timeout_ms = START_MS};
+                                       .boot_timeout_ms = START_MS,
+                                       .keep_spare = !config->no_spare};
     struct klp_node *node;
     struct klp_api *api;
     struct kelpie_op op = klp_op_plain(wiring->env, START_MS);

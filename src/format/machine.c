@@ -9,6 +9,8 @@
 #include "format/bytes.h"
 #include "format/records.h"
 
+#define MACHINE_BYTES_MAX (64 * KLP_KIB) /* encoded */
+
 /* One tag a field, in this order; each is there exactly once, but DEVICE. All are critical. */
 enum machine_tag {
     TAG_VERSION = 1,
@@ -391,4 +393,14 @@ bool klp_machine_decode(struct klp_bytes bytes, struct klp_machine *out, struct 
     if (tag < TAG_INITRAMFS)
         return wrong(&check, "a record", "is missing");
     return machine_check(&check, out);
+}
+
+bool klp_machine_equal(const struct klp_machine *a, const struct klp_machine *b)
+{
+    __attribute__((cleanup(klp_auto_buf))) struct klp_buf left = KLP_BUF_INIT(MACHINE_BYTES_MAX);
+    __attribute__((cleanup(klp_auto_buf))) struct klp_buf right = KLP_BUF_INIT(MACHINE_BYTES_MAX);
+    klp_machine_encode(a, &left);
+    klp_machine_encode(b, &right);
+    return left.size == right.size && left.size > 0 &&
+           memcmp(left.data, right.data, left.size) == 0;
 }

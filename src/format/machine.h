@@ -46,6 +46,8 @@ struct klp_machine {
 KELPIE_MUST_USE bool klp_machine_check(const struct klp_machine *machine,
                                        struct kelpie_error **err);
 void klp_machine_encode(const struct klp_machine *machine, struct klp_buf *out);
+/* One can run what was built for the other: every field is the same. */
+bool klp_machine_equal(const struct klp_machine *a, const struct klp_machine *b);
 /* CORRUPT, or UNSUPPORTED for a newer version or an unknown critical record; every text is checked
  * to be printable ASCII without comma-injection (args: [A-Za-z0-9=,._:/-]). */
 KELPIE_MUST_USE bool klp_machine_decode(struct klp_bytes bytes, struct klp_machine *out,

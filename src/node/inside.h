@@ -77,6 +77,18 @@ struct arrival_slot {
     struct klp_arrival *arrival; /* NULL = free */
 };
 
+struct spare { /* a VM that is prepared and nobody's; vm NULL = none */
+    struct kelpie_vm *vm;
+    struct klp_machine machine;
+    struct klp_layer *base;
+};
+
+struct spare_wish { /* base NULL = none */
+    struct klp_machine machine;
+    struct klp_layer *base;
+    uint64_t not_before_ns; /* boot-time clock */
+};
+
 struct klp_node {
     struct klp_host host; /* first: the teleport's view */
     struct klp_node_options options;
@@ -97,7 +109,9 @@ struct klp_node {
     struct klp_event events[NODE_EVENTS_MAX];        /* (m) ring */
     uint64_t event_seq;                              /* (m) of the last */
     struct klp_cancel *cancel;                       /* ends the node's own tasks */
-    struct klp_task *lease_task, *janitor;
+    struct spare spare;                              /* (m) */
+    struct spare_wish spare_wish;                    /* (m) */
+    struct klp_task *lease_task, *janitor, *spare_task;
     bool draining;
 };
 
@@ -195,6 +209,17 @@ KELPIE_MUST_USE kelpie_outcome image_load(const struct kelpie_op *op, struct klp
                                           const char *name, enum klp_arch arch,
                                           struct klp_image *out, struct klp_digest *out_digest,
                                           struct kelpie_error **err);
+
+/* ---- spare.c */
+/* The spare, when it fits and is there; the caller's now. Another is made when starts rest. */
+struct kelpie_vm *spare_take(struct klp_node *node, const struct klp_machine *machine,
+                             struct klp_layer *base);
+void spare_run(void *node);
+void spare_drop(const struct kelpie_op *op, struct klp_node *node); /* after its task has ended */
+/* A VM for that machine, Created. */
+KELPIE_MUST_USE kelpie_outcome vm_create_for(const struct kelpie_op *op, struct klp_node *node,
+                                             const struct klp_machine *machine,
+                                             struct kelpie_vm **out, struct kelpie_error **err);
 
 /* ---- lifecycle.c */
 /* From a template: a first start, or one after a stop. Slot held; record CREATED, STOPPED or

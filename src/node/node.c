@@ -9,13 +9,11 @@
 
 /* ---- the teleport's view */
 
-static kelpie_outcome host_vm_make(const struct kelpie_op *op, struct klp_host *host,
-                                   const char *agent_id, const struct klp_machine *machine,
-                                   uint64_t epoch, struct kelpie_vm **out,
-                                   struct kelpie_error **err)
+kelpie_outcome vm_create_for(const struct kelpie_op *op, struct klp_node *node,
+                             const struct klp_machine *machine, struct kelpie_vm **out,
+                             struct kelpie_error **err)
 {
     char id[KLP_ID_SIZE];
-    struct klp_node *node = node_from_host(host);
     struct kelpie_vm_factory *factory = factory_pick(node, machine->backend, machine->arch);
     if (factory == NULL)
         return klp_fail(err, KELPIE_E_UNSUPPORTED, "node '%s' does not run %s", node->name,
@@ -36,16 +34,35 @@ static kelpie_outcome host_vm_make(const struct kelpie_op *op, struct klp_host *
         made = kelpie_vm_create(op, factory, id, &config, out, err);
     klp_mem_free(kernel);
     klp_mem_free(initramfs);
-    KLP_TRY(made);
+    return made;
+}
+
+static kelpie_outcome vm_own(const struct kelpie_op *op, struct klp_host *host,
+                             const char *agent_id, uint64_t epoch, struct kelpie_vm **vm,
+                             struct kelpie_error **err)
+{
     uint64_t fence_at = klp_boot_ns(op->env) + host->lease_ttl_ms * KLP_MS / 3 * 2;
-    kelpie_outcome outcome = klp_vm_lease(op, *out, epoch, fence_at, err);
+    kelpie_outcome outcome = klp_vm_lease(op, *vm, epoch, fence_at, err);
     if (kelpie_is_ok(outcome))
-        outcome = meta_put(op, *out, agent_id, err);
+        outcome = meta_put(op, *vm, agent_id, err);
     if (!kelpie_is_ok(outcome)) {
         struct kelpie_op cleanup = klp_op_cleanup(op, NODE_CLEANUP_MS);
-        kelpie_vm_destroy(&cleanup, KLP_TAKE(out));
+        kelpie_vm_destroy(&cleanup, KLP_TAKE(vm));
     }
     return outcome;
+}
+
+static kelpie_outcome host_vm_make(const struct kelpie_op *op, struct klp_host *host,
+                                   const char *agent_id, const struct klp_machine *machine,
+                                   struct klp_layer *base, uint64_t epoch, struct kelpie_vm **out,
+                                   struct kelpie_error **err)
+{
+    struct klp_node *node = node_from_host(host);
+    *out = spare_take(node, machine, base);
+    if (*out != NULL && kelpie_is_ok(vm_own(op, host, agent_id, epoch, out, NULL)))
+        return KLP_OK; /* else it died unseen: what nobody had asked for is missed by nobody */
+    KLP_TRY(vm_create_for(op, node, machine, out, err));
+    return vm_own(op, host, agent_id, epoch, out, err);
 }
 
 static kelpie_outcome host_note_put(const struct kelpie_op *op, struct klp_host *host,
@@ -159,6 +176,9 @@ kelpie_outcome klp_node_open(const struct kelpie_op *op, const struct klp_node_o
     if (kelpie_is_ok(outcome) &&
         !klp_task_spawn(options->env, "janitor", janitor_run, node, &node->janitor, err))
         outcome = (kelpie_outcome){KELPIE_FAIL};
+    if (kelpie_is_ok(outcome) && options->keep_spare &&
+        !klp_task_spawn(options->env, "spare", spare_run, node, &node->spare_task, err))
+        outcome = (kelpie_outcome){KELPIE_FAIL};
     if (!kelpie_is_ok(outcome)) {
         klp_node_close(op, node, false);
         return klp_wrap(err, outcome, "cannot open node '%s'", options->name);
@@ -196,6 +216,9 @@ void klp_node_close(const struct kelpie_op *op, struct klp_node *node, bool stop
         klp_task_join(node->lease_task);
     if (node->janitor != NULL)
         klp_task_join(node->janitor);
+    if (node->spare_task != NULL)
+        klp_task_join(node->spare_task);
+    spare_drop(op, node);
     for (size_t i = 0; i < NODE_ARRIVALS_MAX; i++)
         klp_arrival_drop(op, KLP_TAKE(&node->arrivals[i].arrival));
     KLP_LIST_EACH (item, &node->agents) {

@@ -25,6 +25,7 @@ struct klp_node_options {
     uint64_t lease_ttl_ms;    /* default 30,000 */
     uint64_t boot_timeout_ms; /* of a template */
     const char *guest_path;   /* kelpie-guest, for image digests; may be NULL */
+    bool keep_spare; /* a started hypervisor over the last template, where starting one is slow */
 };
 /* Puts the node's record, recovers: adopts VMs whose keepers answer, settles hand-offs, marks the
  * dead, removes leftovers. Starts the lease and watch tasks. */

@@ -31,7 +31,7 @@ kelpie_outcome klp_arrival_prepare(const struct kelpie_op *op, struct klp_host *
                            request->agent);
     if (kelpie_is_ok(outcome))
         outcome = host->ops->vm_make(op, host, manifest->agent.id, &manifest->machine,
-                                     arrival->epoch, &arrival->vm, err);
+                                     arrival->parts.base, arrival->epoch, &arrival->vm, err);
     if (kelpie_is_ok(outcome))
         outcome = klp_vm_prepare(op, arrival->vm, &manifest->machine, arrival->parts.base, err);
     if (!kelpie_is_ok(outcome)) {

@@ -138,7 +138,7 @@ static kelpie_outcome bringup_try(const struct kelpie_op *op, struct klp_host *h
 {
     if (*vm == NULL)
         KLP_TRY(host->ops->vm_make(op, host, record->id, &bringup->parts->manifest.machine,
-                                   record->epoch, vm, err));
+                                   bringup->parts->base, record->epoch, vm, err));
     uint64_t fence_at = klp_boot_ns(op->env) + host->lease_ttl_ms * KLP_MS / 3 * 2;
     KLP_TRY(klp_vm_lease(op, *vm, record->epoch, fence_at, err));
     struct klp_agent_record next = *record;

@@ -12,10 +12,11 @@
 /* ---- what the protocol needs of the node it runs on. */
 struct klp_host;
 struct klp_host_ops {
-    /* A VM of this agent, Created, leased for `epoch` as the node leases (renewed from now on). */
+    /* A VM of this agent for that machine over `base`: Created, perhaps prepared already; leased
+     * for `epoch` as the node leases (renewed from now on). */
     kelpie_outcome (*vm_make)(const struct kelpie_op *, struct klp_host *, const char *agent_id,
-                              const struct klp_machine *, uint64_t epoch, struct kelpie_vm **,
-                              struct kelpie_error **);
+                              const struct klp_machine *, struct klp_layer *base, uint64_t epoch,
+                              struct kelpie_vm **, struct kelpie_error **);
     /* The resident layer of a template or base manifest, made resident if need be. Shared: close
      * it. */
     kelpie_outcome (*base_get)(const struct kelpie_op *, struct klp_host *,

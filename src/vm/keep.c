@@ -428,18 +428,16 @@ static kelpie_outcome keeper_launch(const struct kelpie_op *op, struct kelpie_vm
     KLP_AUTO(dir) struct klp_dir *dir = NULL;
     KLP_REQUIRE(klp_dir_open_at(vm->factory->vms_dir, vm->id, true, &dir, err));
     KLP_TRY(folder_is_free(op, vm, dir, err));
-    kelpie_outcome outcome = vm->factory->ops->launch(op, vm->factory, dir, vm->id, err);
-    if (!kelpie_is_ok(outcome)) {
-        KLP_IGNORE(klp_dir_remove_tree(vm->factory->vms_dir, vm->id, NULL));
-        return klp_wrap(err, outcome, "cannot launch a keeper for VM %s", vm->id);
-    }
     KLP_LOCKED (vm->mutex) {
         vm->dir = KLP_TAKE(&dir);
         vm->client = klp_keeper_client_create(vm->env, vm->dir, vm->id);
     }
     struct kelpie_error *why = NULL;
-    outcome = keeper_instruct(op, vm, &why);
-    if (!kelpie_is_ok(outcome)) {
+    kelpie_outcome outcome = vm->factory->ops->launch(op, vm->factory, vm->dir, vm->id, &why);
+    outcome = klp_wrap(&why, outcome, "cannot launch a keeper for VM %s", vm->id);
+    if (kelpie_is_ok(outcome))
+        outcome = keeper_instruct(op, vm, &why);
+    if (!kelpie_is_ok(outcome)) { /* a launch that was given up may have succeeded meanwhile */
         struct kelpie_op cleanup = klp_op_cleanup(op, VM_CLEANUP_MS);
         if (klp_error_code(&why) != KELPIE_E_EXISTS) /* that one is not ours to end */
             KLP_IGNORE(vm_keeper_exit(&cleanup, vm, NULL));

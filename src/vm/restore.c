@@ -132,6 +132,18 @@ static kelpie_outcome prepare(const struct kelpie_op *op, struct kelpie_vm *vm,
     return KLP_OK;
 }
 
+/* Prepared for just this? */
+static bool is_prepared(struct kelpie_vm *vm, const struct klp_machine *machine,
+                        const struct klp_layer *base)
+{
+    bool prepared = false;
+    KLP_LOCKED (vm->mutex) {
+        prepared = vm->prepared && !vm->lost && vm->base == base &&
+                   klp_machine_equal(&vm->machine, machine);
+    }
+    return prepared;
+}
+
 /* Whatever waits there is for another image, or broken. */
 static kelpie_outcome restore_undo(const struct kelpie_op *op, struct kelpie_vm *vm)
 {
@@ -147,7 +159,7 @@ kelpie_outcome klp_vm_prepare(const struct kelpie_op *op, struct kelpie_vm *vm,
     enum kelpie_vm_state former;
     KLP_TRY(vm_begin(vm, VM_RESTORE, &former, err));
     kelpie_outcome outcome = prepare_check(vm, machine, base, err);
-    if (kelpie_is_ok(outcome)) {
+    if (kelpie_is_ok(outcome) && !is_prepared(vm, machine, base)) {
         outcome = prepare(op, vm, machine, base, err);
         if (!kelpie_is_ok(outcome))
             outcome = restore_undo(op, vm);
@@ -157,28 +169,6 @@ kelpie_outcome klp_vm_prepare(const struct kelpie_op *op, struct kelpie_vm *vm,
 }
 
 /* ---- restore */
-
-static bool machines_are_equal(const struct klp_machine *a, const struct klp_machine *b)
-{
-    __attribute__((cleanup(klp_auto_buf))) struct klp_buf left = KLP_BUF_INIT(KLP_KEEPER_FRAME_MAX);
-    __attribute__((cleanup(klp_auto_buf))) struct klp_buf right =
-        KLP_BUF_INIT(KLP_KEEPER_FRAME_MAX);
-    klp_machine_encode(a, &left);
-    klp_machine_encode(b, &right);
-    return left.size == right.size && left.size > 0 &&
-           memcmp(left.data, right.data, left.size) == 0;
-}
-
-/* Prepared for just this? */
-static bool is_prepared(struct kelpie_vm *vm, const struct klp_vm_image *image)
-{
-    bool prepared = false;
-    KLP_LOCKED (vm->mutex) {
-        prepared = vm->prepared && !vm->lost && vm->base == image->base &&
-                   machines_are_equal(&vm->machine, image->machine);
-    }
-    return prepared;
-}
 
 static kelpie_outcome image_check(const struct kelpie_vm *vm, const struct klp_vm_image *image,
                                   struct kelpie_error **err)
@@ -225,7 +215,7 @@ static kelpie_outcome load(const struct kelpie_op *op, struct kelpie_vm *vm,
 static kelpie_outcome restore(const struct kelpie_op *op, struct kelpie_vm *vm,
                               const struct klp_vm_image *image, struct kelpie_error **err)
 {
-    if (!is_prepared(vm, image))
+    if (!is_prepared(vm, image->machine, image->base))
         KLP_TRY(prepare(op, vm, image->machine, image->base, err));
     KLP_TRY(vm_lease_send(op, vm, true, err));
     klp_vm_guest_drop(vm);

@@ -135,6 +135,7 @@ KELPIE_MUST_USE bool klp_vm_factory_machine(struct kelpie_vm_factory *factory,
 struct klp_factory_ops {
     const char *name;
     uint32_t caps;
+    bool slow_spawn; /* its process takes so long to come up that a node keeps one ready */
     /* Adds a reason to *faults (klp_error_reason_add: the error is there already) for every config
      * field it cannot honour; fills the machine. The config was checked, its zeros are replaced by
      * the defaults. */

@@ -73,11 +73,13 @@ class Node:
         self.socket = os.path.join(world.root, name + ".sock")
         self.process = None
 
-    def start(self, point=None, lease=None, arguments=()):
+    def start(self, point=None, lease=None, arguments=(), wrapper=(), spare=False):
         environment = dict(world_environment())
-        command = [os.path.join(BUILD, "kelpied"), "--state", self.state, "--name", self.name, "--listen",
+        command = [*wrapper, os.path.join(BUILD, "kelpied"), "--state", self.state, "--name", self.name, "--listen",
                    "unix:" + self.socket, "--backend", self.backend, "--store", self.world.store, "--registry",
                    self.world.registry, "--test-points", "--lease", lease or self.world.lease, *arguments]
+        if not spare:  # else every test had one VM more than it made
+            command.append("--no-spare")
         if point:
             environment["KELPIE_POINT"] = point
         self.log = open(self.state + ".log", "ab")

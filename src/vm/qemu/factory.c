@@ -183,7 +183,8 @@ static void qemu_destroy(struct kelpie_vm_factory *factory)
 #define QEMU_FACTORY_OPS(capabilities)                                                             \
     {                                                                                              \
         .name = "qemu", .caps = (capabilities), .machine = qemu_machine, .accepts = qemu_accepts,  \
-        .launch = qemu_launch, .boot_files = qemu_boot_files, .destroy = qemu_destroy              \
+        .launch = qemu_launch, .boot_files = qemu_boot_files, .destroy = qemu_destroy,             \
+        .slow_spawn = true                                                                         \
     }
 static const struct klp_factory_ops ops_full =
     QEMU_FACTORY_OPS(KELPIE_VM_CAP_SNAPSHOT | KELPIE_VM_CAP_DIFF_SNAPSHOT |
