@@ -89,14 +89,8 @@ const char *const *klp_recipe_modules(enum klp_arch arch)
     };
     /* Debian's arm64 cloud kernel has no pvpanic. */
     static const char *const aarch64[] = {
-        "virtio_ring",
-        "virtio",
-        "virtio_mmio",
-        "virtio_pci_legacy_dev",
-        "virtio_pci_modern_dev",
-        "virtio_pci",
-        "virtio_console",
-        NULL,
+        "virtio_ring",           "virtio",     "virtio_mmio",    "virtio_pci_legacy_dev",
+        "virtio_pci_modern_dev", "virtio_pci", "virtio_console", NULL,
     };
     return arch == KLP_ARCH_AARCH64 ? aarch64 : x86_64;
 }
