@@ -5,6 +5,7 @@
  * before. */
 #include "guest/guest.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
@@ -99,6 +100,19 @@ static void freeze_fail(struct guest *g, enum kelpie_code code, const char *why)
 
 /* ---- the steps */
 
+/* Where nothing has a disk under it there is nothing to be synced, and the child for it would cost
+ * a restored guest twenty milliseconds. Where that cannot be told, there may be disks. */
+static bool disks_are_there(void)
+{
+    DIR *list = opendir("/sys/block");
+    bool found = list == NULL;
+    for (struct dirent *entry; !found && (entry = readdir(list)) != NULL;)
+        found = entry->d_name[0] != '.';
+    if (list != NULL)
+        closedir(list);
+    return found;
+}
+
 static int sync_call(struct guest *g)
 {
     (void)g;
@@ -157,7 +171,10 @@ void guest_freeze_tick(struct guest *g, uint64_t now_ms)
         return;
     if (workload_stands(g)) {
         freeze->waiting = false;
-        guest_run_call(g, sync_call, sync_done);
+        if (disks_are_there())
+            guest_run_call(g, sync_call, sync_done); /* a disk may never answer */
+        else
+            sync_done(g, NULL);
     } else if (now_ms >= freeze->deadline_ms) {
         freeze_fail(g, KELPIE_E_TIMEOUT, "it does not stand still");
     } else {
