@@ -180,6 +180,12 @@ static void vm_recover(struct scan *scan, const char *vm_id)
         klp_log(op.env, KLP_LOG_WARN, "recover.adopt", "vm=%s error=%s", vm_id,
                 kelpie_error_message(error));
         klp_error_clear(&error);
+        /* Its agent is declared dead below: it must not live on beside the next VM. */
+        op = klp_op_cleanup(scan->op, ADOPT_MS);
+        if (!kelpie_is_ok(klp_vm_abandon(&op, scan->factory, vm_id, &error)))
+            klp_log(op.env, KLP_LOG_WARN, "recover.abandon", "vm=%s error=%s", vm_id,
+                    kelpie_error_message(error));
+        klp_error_clear(&error);
         return;
     }
     struct klp_agent_record record;

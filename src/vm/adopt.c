@@ -110,6 +110,21 @@ kelpie_outcome klp_vm_adopt(const struct kelpie_op *op, struct kelpie_vm_factory
     return klp_wrap(err, outcome, "cannot adopt VM %s", id);
 }
 
+kelpie_outcome klp_vm_abandon(const struct kelpie_op *op, struct kelpie_vm_factory *factory,
+                              const char *id, struct kelpie_error **err)
+{
+    if (!klp_id_is_valid(id))
+        return klp_fail(err, KELPIE_E_INVALID, "'%.*s' is no id of a VM", 64, id);
+    struct kelpie_vm *vm = vm_new(factory, id);
+    kelpie_outcome outcome = {KELPIE_FAIL};
+    if (klp_dir_open_at(factory->vms_dir, id, false, &vm->dir, err)) {
+        vm->client = klp_keeper_client_create(vm->env, vm->dir, id);
+        outcome = vm_keeper_exit(op, vm, err);
+    }
+    klp_vm_leave(vm);
+    return klp_wrap(err, outcome, "cannot end VM %s", id);
+}
+
 /* ---- scan */
 
 struct scan {
@@ -126,7 +141,7 @@ static bool id_take(void *arg, const char *name)
 }
 
 /* A keeper that does not answer in time is taken for alive: only a refused connection proves its
- * end. */
+ * end, or a folder that it took along. */
 static kelpie_outcome keeper_probe(const struct kelpie_op *op, struct kelpie_vm_factory *factory,
                                    const char *id, bool *out_there, struct kelpie_error **err)
 {
@@ -135,9 +150,11 @@ static kelpie_outcome keeper_probe(const struct kelpie_op *op, struct kelpie_vm_
     KLP_AUTO(chan) struct klp_chan *chan = NULL;
     struct kelpie_error *why = NULL;
     *out_there = true;
-    KLP_REQUIRE(klp_dir_open_at(factory->vms_dir, id, false, &dir, err));
-    kelpie_outcome outcome = klp_chan_connect(&within, dir, KLP_KEEPER_SOCKET, &chan, &why);
-    if (klp_error_code(&why) == KELPIE_E_UNREACHABLE) {
+    kelpie_outcome outcome = {KELPIE_FAIL};
+    if (klp_dir_open_at(factory->vms_dir, id, false, &dir, &why))
+        outcome = klp_chan_connect(&within, dir, KLP_KEEPER_SOCKET, &chan, &why);
+    enum kelpie_code code = klp_error_code(&why);
+    if (code == KELPIE_E_UNREACHABLE || code == KELPIE_E_NOT_FOUND) {
         *out_there = false;
         outcome = KLP_OK;
     }

@@ -119,6 +119,11 @@ KELPIE_MUST_USE kelpie_outcome klp_vm_scan(const struct kelpie_op *op,
 KELPIE_MUST_USE kelpie_outcome klp_vm_adopt(const struct kelpie_op *op,
                                             struct kelpie_vm_factory *factory, const char *id,
                                             struct kelpie_vm **out, struct kelpie_error **err);
+/* For one that cannot be adopted: its keeper is told to end, its folder goes. A keeper that does
+ * not answer has the order in its socket and ends, with its guest, as soon as it reads it. */
+KELPIE_MUST_USE kelpie_outcome klp_vm_abandon(const struct kelpie_op *op,
+                                              struct kelpie_vm_factory *factory, const char *id,
+                                              struct kelpie_error **err);
 
 /* ---- compatibility: may this factory run that machine? Every reason why not is appended to *err
  * of INCOMPATIBLE. Pure facts of the factory; no side effects. */

@@ -444,6 +444,23 @@ static void test_contract_vm__a_dead_vm_is_adopted_as_such(void **state)
     assert_non_null(strstr(text, "crash"));
 }
 
+static void test_contract_vm__one_that_is_abandoned_is_gone(void **state)
+{
+    (void)state;
+    struct kelpie_vm *vm = vm_running(), *none = NULL;
+    char id[KLP_ID_SIZE];
+    int64_t pid = kelpie_vm_pid(vm);
+    klp_text_copy(id, sizeof(id), kelpie_vm_id(vm));
+    vm_forget(vm);
+    klp_vm_leave(vm);
+    CONTRACT_OK(klp_vm_abandon(&vm_op, vm_factory, id, &err_));
+    if (vm_suite->process_lives != NULL)
+        assert_false(vm_suite->process_lives(vm_suite->arg, pid));
+    CONTRACT_FAIL(NOT_FOUND, id, klp_vm_adopt(&vm_op, vm_factory, id, &none, &err_));
+    CONTRACT_FAIL(NOT_FOUND, id, klp_vm_abandon(&vm_op, vm_factory, id, &err_));
+    CONTRACT_FAIL(INVALID, "..", klp_vm_abandon(&vm_op, vm_factory, "..", &err_));
+}
+
 static void test_contract_vm__folders_of_dead_keepers_go(void **state)
 {
     (void)state;
@@ -464,15 +481,15 @@ static void test_contract_vm__folders_of_dead_keepers_go(void **state)
 
 size_t vm_move_tests(struct CMUnitTest *out)
 {
-    return VM_TESTS(out, VM_TEST(a_snapshot_leaves_a_running_vm_running),
-                    VM_TEST(a_snapshot_leaves_a_paused_vm_paused),
-                    VM_TEST(a_snapshot_that_fails_changes_nothing),
-                    VM_TEST(a_guest_that_dies_in_its_snapshot), VM_TEST(what_was_comes_back),
-                    VM_TEST(restores_of_restores), VM_TEST(a_frozen_workload_stays_frozen),
-                    VM_TEST(clones_are_made_unique), VM_TEST(images_that_do_not_fit_are_refused),
-                    VM_TEST(foreign_machines_are_refused),
-                    VM_TEST(a_load_that_fails_leaves_nothing),
-                    VM_TEST(a_damaged_device_state_is_refused), VM_TEST(prepared_ahead),
-                    VM_TEST(a_running_vm_is_adopted), VM_TEST(a_paused_clone_is_adopted),
-                    VM_TEST(a_dead_vm_is_adopted_as_such), VM_TEST(folders_of_dead_keepers_go));
+    return VM_TESTS(
+        out, VM_TEST(a_snapshot_leaves_a_running_vm_running),
+        VM_TEST(a_snapshot_leaves_a_paused_vm_paused),
+        VM_TEST(a_snapshot_that_fails_changes_nothing), VM_TEST(a_guest_that_dies_in_its_snapshot),
+        VM_TEST(what_was_comes_back), VM_TEST(restores_of_restores),
+        VM_TEST(a_frozen_workload_stays_frozen), VM_TEST(clones_are_made_unique),
+        VM_TEST(images_that_do_not_fit_are_refused), VM_TEST(foreign_machines_are_refused),
+        VM_TEST(a_load_that_fails_leaves_nothing), VM_TEST(a_damaged_device_state_is_refused),
+        VM_TEST(prepared_ahead), VM_TEST(a_running_vm_is_adopted),
+        VM_TEST(a_paused_clone_is_adopted), VM_TEST(a_dead_vm_is_adopted_as_such),
+        VM_TEST(one_that_is_abandoned_is_gone), VM_TEST(folders_of_dead_keepers_go));
 }

@@ -73,8 +73,7 @@ def verify(w, nodes):
     first = int(owner.cli("exec", "k", "@count").ok("count").text())
     wait_until(lambda: int(owner.cli("exec", "k", "@count").text() or 0) > first, "the workload runs")
     wait_until(lambda: len(w.guests()) == 1, "exactly one guest", 20)
-    folders = [folder for node in nodes for folder in node.vm_folders()]
-    equal(len(folders), 1, "folders of VMs")
+    wait_until(lambda: sum(len(node.vm_folders()) for node in nodes) == 1, "exactly one folder of a VM", 5)
     for node in nodes:
         notes = os.path.join(node.state, "notes")
         equal(os.listdir(notes) if os.path.isdir(notes) else [], [], f"hand-off notes of {node.name}")
@@ -125,6 +124,22 @@ def test_keeper_dies():
             os.kill(pid, signal.SIGKILL)
         wait_until(lambda: a.state_of("k") == "crashed", "crashed")
         wait_until(lambda: not w.guests(), "the guest died with its keeper")
+        verify(w, [a, b])
+
+
+def test_keeper_that_does_not_answer_a_new_daemon():
+    """The agent is given up; the VM must not stay behind beside the next one."""
+    with world() as w:
+        a, b = w.node("a"), w.node("b")
+        prepared(a)
+        stuck = w.keepers()
+        a.kill()
+        for pid in stuck:
+            os.kill(pid, signal.SIGSTOP)
+        a.start()
+        for pid in stuck:
+            os.kill(pid, signal.SIGCONT)
+        equal(settled([a, b])["state"], "crashed", "state")
         verify(w, [a, b])
 
 

@@ -396,6 +396,8 @@ static bool tree_remove(int parent, const char *name, const char *path, unsigned
     if (depth == 0)
         return klp_refuse(err, KELPIE_E_LIMIT, "%s/%s is too deep to be removed", path, name);
     int fd = openat(parent, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0 && errno == ENOENT)
+        return true; /* its owner was faster */
     if (fd < 0)
         return klp_posix_refuse(err, errno, "cannot open %s/%s", path, name);
     struct dirent **entries;
