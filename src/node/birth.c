@@ -15,6 +15,7 @@ struct birth { /* several agents from one snapshot */
     struct klp_digest digest;
     const char *parent;
     char names[NODE_FORKS_MAX][KLP_NAME_SIZE];
+    size_t count;
     bool born[NODE_FORKS_MAX];
     struct kelpie_error *first_error;
 };
@@ -39,6 +40,13 @@ static void birth_record(struct birth *birth, const char *name, struct klp_agent
     klp_text_copy(out->parent, sizeof(out->parent), birth->parent);
 }
 
+/* Those that are up stand still until all are: else they would take the processors from those that
+ * are still being restored. A checkpoint's main process is started anew, behind a thaw. */
+static bool births_wait(const struct birth *birth)
+{
+    return birth->count > 1 && birth->manifest->kind != KLP_KIND_CHECKPOINT;
+}
+
 static kelpie_outcome birth_raise(const struct kelpie_op *op, struct birth *birth,
                                   struct node_agent *agent, struct kelpie_error **err)
 {
@@ -51,7 +59,8 @@ static kelpie_outcome birth_raise(const struct kelpie_op *op, struct birth *birt
                                   .failure_state = KLP_AGENT_STOPPED,
                                   .prepare = is_checkpoint ? klp_checkpoint_prepare : NULL,
                                   .thawed = is_checkpoint ? klp_checkpoint_thawed : NULL,
-                                  .arg = &checkpoint};
+                                  .arg = &checkpoint,
+                                  .leave_frozen = births_wait(birth)};
     struct kelpie_vm *vm = NULL;
     struct klp_agent_record record = agent->record;
     kelpie_outcome outcome = klp_bringup_run(op, &birth->node->host, &bringup, &vm, &record, err);
@@ -107,6 +116,39 @@ static kelpie_outcome birth_item(const struct kelpie_op *op, void *arg, unsigned
     return KLP_OK;
 }
 
+static kelpie_outcome birth_thaw(const struct kelpie_op *op, struct birth *birth, const char *name,
+                                 struct kelpie_error **err)
+{
+    struct node_agent *agent;
+    struct life *life;
+    KLP_TRY(agent_get(op, birth->node, name, &agent, err));
+    kelpie_outcome outcome = life_borrow(agent, &life, err);
+    if (kelpie_is_ok(outcome)) {
+        outcome = klp_workload_thaw(op, life->vm, err);
+        if (!kelpie_is_ok(outcome)) /* one that stands still for ever is worse than one that died */
+            KLP_IGNORE(klp_vm_kill(op, life->vm, NULL));
+        life_return(life);
+    }
+    agent_put(agent);
+    return outcome;
+}
+
+static kelpie_outcome birth_thaw_item(const struct kelpie_op *op, void *arg, unsigned worker,
+                                      size_t item, struct kelpie_error **err)
+{
+    struct birth *birth = arg;
+    struct kelpie_error *error = NULL;
+    (void)worker;
+    (void)err;
+    if (!birth->born[item] || kelpie_is_ok(birth_thaw(op, birth, birth->names[item], &error)))
+        return KLP_OK;
+    birth->born[item] = false;
+    KLP_LOCKED (birth->node->mutex) {
+        klp_error_move(&birth->first_error, &error);
+    }
+    return KLP_OK;
+}
+
 /* NAME-1, NAME-2, ... as far as they are free; `wanted` itself when a single one was asked for by
  * name. */
 static kelpie_outcome names_draw(const struct kelpie_op *op, struct klp_node *node,
@@ -144,6 +186,9 @@ static kelpie_outcome births_run(const struct kelpie_op *op, struct operation *o
 {
     klp_op_phase(op, "fork");
     KLP_TRY(klp_pool_run(op, FORK_WORKERS, count, birth_item, birth, err));
+    klp_op_phase(op, "thaw");
+    if (births_wait(birth))
+        KLP_TRY(klp_pool_run(op, FORK_WORKERS, count, birth_thaw_item, birth, err));
     const char *results[NODE_FORKS_MAX + 1] = {NULL};
     size_t born = 0;
     for (size_t i = 0; i < count; i++)
@@ -174,7 +219,8 @@ static kelpie_outcome births_from(const struct kelpie_op *op, struct operation *
     struct klp_manifest manifest;
     struct klp_parts parts = {.overlay_count = 0};
     struct birth *birth = KLP_NEW(struct birth);
-    *birth = (struct birth){.node = node, .parts = &parts, .digest = *digest, .parent = parent};
+    *birth = (struct birth){
+        .node = node, .parts = &parts, .digest = *digest, .parent = parent, .count = count};
     kelpie_outcome outcome = klp_snapshot_load(op, &node->host.snapshots, digest, &manifest, err);
     if (!kelpie_is_ok(outcome)) {
         klp_mem_free(birth);

@@ -153,6 +153,8 @@ static kelpie_outcome bringup_try(const struct kelpie_op *op, struct klp_host *h
     KLP_TRY(klp_record_change(op, host->registry, record, &next, err));
     klp_point(op->env, "bringup.running");
     klp_vm_gate_open(*vm, record->epoch);
+    if (bringup->leave_frozen)
+        return KLP_OK;
     KLP_TRY(klp_workload_thaw(op, *vm, err));
     if (bringup->thawed != NULL)
         KLP_TRY(bringup->thawed(op, bringup->arg, *vm, err));

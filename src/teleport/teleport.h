@@ -118,6 +118,7 @@ struct klp_bringup {
     kelpie_outcome (*thawed)(const struct kelpie_op *, void *arg, struct kelpie_vm *,
                              struct kelpie_error **);
     void *arg;
+    bool leave_frozen; /* the caller thaws it, after its siblings are up; `thawed` does not run */
 };
 KELPIE_MUST_USE kelpie_outcome klp_bringup_run(const struct kelpie_op *op, struct klp_host *host,
                                                const struct klp_bringup *bringup,
