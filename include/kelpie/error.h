@@ -30,7 +30,7 @@ extern "C" {
     X(DENIED, "denied", "not allowed", "", 403, 13)                                                \
     X(UNREACHABLE, "unreachable", "cannot be reached", "kelpie doctor", 503, 14)                   \
     X(LIMIT, "limit", "over a limit", "", 429, 15)                                                 \
-    X(NO_SPACE, "no_space", "no space left", "", 507, 15)                                          \
+    X(NO_SPACE, "no_space", "no space left", "df -h", 507, 15)                                     \
     X(NO_MEMORY, "no_memory", "out of memory", "", 507, 15)                                        \
     X(CORRUPT, "corrupt", "the bytes are damaged", "", 422, 16)                                    \
     X(OUTCOME_UNKNOWN, "outcome_unknown", "it is not known whether it happened", "kelpie ops",     \
