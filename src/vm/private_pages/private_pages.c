@@ -19,6 +19,7 @@
 #define RUNS_MAX 512              /* of one scan */
 #define COPY_MAX (8ull * KLP_MIB) /* bytes of one process_vm call */
 #define IOV_MAX_USED 256
+#define WINDOW (4ull * KLP_MIB) /* of the mapping, taken by one task at a time */
 
 /* ---- PAGEMAP_SCAN, Documentation/admin-guide/mm/pagemap.rst; Debian 12's headers are older than
  * it */
@@ -186,31 +187,83 @@ static kelpie_outcome batch_add(const struct kelpie_op *op, struct batch *batch,
 
 /* ---- copying out */
 
-static kelpie_outcome pages_gather(const struct kelpie_op *op, const struct klp_mapping *mapping,
-                                   int pagemap_fd, char *image, uint64_t *out_pages,
-                                   struct kelpie_error **err)
+/* Two tasks, for a guest that stands still leaves its processor free. Each takes the next window of
+ * the mapping, so that both end together however the pages lie. */
+struct gathering {
+    const struct kelpie_op *op;
+    const struct klp_mapping *mapping;
+    int pagemap_fd;
+    bool by_ioctl;
+    char *image;
+    uint64_t next, pages;   /* of all tasks: atomic */
+    kelpie_outcome outcome; /* the helper's */
+    struct kelpie_error *error;
+};
+
+static kelpie_outcome window_gather(struct gathering *all, uint64_t at, uint64_t end,
+                                    struct kelpie_error **err)
 {
     struct page_region runs[RUNS_MAX] = {0}; /* the kernel's word alone says that it filled them */
-    struct batch batch = {.pid = mapping->pid, .reads = true};
-    bool by_ioctl = !mapping->by_table && klp_pagemap_scan_works();
-    uint64_t end = mapping->address + mapping->size, at = mapping->address;
-    *out_pages = 0;
+    struct batch batch = {.pid = all->mapping->pid, .reads = true};
+    uint64_t pages = 0;
     while (at < end) {
         uint64_t next = end;
-        int count = by_ioctl ? scan_ioctl(pagemap_fd, at, end, runs, &next)
-                             : scan_table(pagemap_fd, at, end, runs, &next);
+        int count = all->by_ioctl ? scan_ioctl(all->pagemap_fd, at, end, runs, &next)
+                                  : scan_table(all->pagemap_fd, at, end, runs, &next);
         if (count < 0)
             return klp_posix_fail(err, -count, "cannot see which pages the guest has written");
         for (int i = 0; i < count; i++) {
-            KLP_TRY(batch_add(op, &batch, image + (runs[i].start - mapping->address), runs[i].start,
-                              runs[i].end - runs[i].start, err));
-            *out_pages += (runs[i].end - runs[i].start) / PAGE;
+            KLP_TRY(batch_add(all->op, &batch, all->image + (runs[i].start - all->mapping->address),
+                              runs[i].start, runs[i].end - runs[i].start, err));
+            pages += (runs[i].end - runs[i].start) / PAGE;
         }
         if (next <= at)
             break;
         at = next;
     }
+    __atomic_add_fetch(&all->pages, pages, __ATOMIC_RELAXED);
     return batch_move(&batch, err);
+}
+
+static kelpie_outcome windows_gather(struct gathering *all, struct kelpie_error **err)
+{
+    for (;;) {
+        uint64_t at = __atomic_fetch_add(&all->next, WINDOW, __ATOMIC_RELAXED);
+        if (at >= all->mapping->size)
+            return KLP_OK;
+        uint64_t end = at + WINDOW < all->mapping->size ? at + WINDOW : all->mapping->size;
+        KLP_TRY(window_gather(all, all->mapping->address + at, all->mapping->address + end, err));
+    }
+}
+
+static void helper_run(void *arg)
+{
+    struct gathering *all = arg;
+    all->outcome = windows_gather(all, &all->error);
+}
+
+static kelpie_outcome pages_gather(const struct kelpie_op *op, const struct klp_mapping *mapping,
+                                   int pagemap_fd, char *image, uint64_t *out_pages,
+                                   struct kelpie_error **err)
+{
+    struct gathering all = {.op = op,
+                            .mapping = mapping,
+                            .pagemap_fd = pagemap_fd,
+                            .by_ioctl = !mapping->by_table && klp_pagemap_scan_works(),
+                            .image = image};
+    struct klp_task *helper = NULL;
+    if (!klp_task_spawn(op->env, "pages", helper_run, &all, &helper, NULL))
+        helper = NULL; /* then it takes longer */
+    kelpie_outcome outcome = windows_gather(&all, err);
+    if (helper != NULL)
+        klp_task_join(helper);
+    if (kelpie_is_ok(outcome) && helper != NULL && !kelpie_is_ok(all.outcome)) {
+        klp_error_move(err, &all.error);
+        outcome = all.outcome;
+    }
+    klp_error_clear(&all.error);
+    *out_pages = all.pages;
+    return outcome;
 }
 
 kelpie_outcome klp_private_pages_copy(const struct kelpie_op *op, const struct klp_mapping *mapping,
