@@ -143,7 +143,7 @@ static void test_vm_guest_ends__gate(void **state)
     guest_is_well(g); /* orders pass */
     assert_int_equal(call.out.size, 0);
     gate_set(g, &gate, true);
-    while (__atomic_load_n(&call.out.size, __ATOMIC_SEQ_CST) == 0)
+    while (__atomic_load_n(&call.deliveries, __ATOMIC_SEQ_CST) == 0)
         poll(NULL, 0, 5);
     gate_set(g, &gate, false);
     guest_say_exit(g, channel, 1);

@@ -223,6 +223,7 @@ struct guest_call {
     uint64_t log_from;
     size_t input_left;       /* bytes it has to give */
     struct klp_buf out, err; /* what was delivered */
+    unsigned deliveries;     /* atomic: may be looked at while the call runs */
     uint64_t log_first, log_next;
     unsigned log_gaps, log_turns; /* deliveries not where the last ended; changes of the stream */
     bool log_stderr;
@@ -248,6 +249,7 @@ static inline bool guest_call_exec_output(void *arg, bool is_stderr, const void 
     while (__atomic_load_n(&call->block_output, __ATOMIC_SEQ_CST))
         poll(NULL, 0, 5);
     klp_buf_append(is_stderr ? &call->err : &call->out, data, size);
+    __atomic_add_fetch(&call->deliveries, 1, __ATOMIC_SEQ_CST);
     return true;
 }
 
