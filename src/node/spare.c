@@ -70,8 +70,10 @@ static bool wish_wait(struct klp_node *node, struct spare *out)
         if (!due)
             KLP_IGNORE(klp_cond_wait(&op, node->changed, node->mutex, NULL));
         else
-            *out = (struct spare){NULL, wish->machine, KLP_TAKE(&wish->base)};
+            *out = (struct spare){.machine = wish->machine, .base = wish->base};
     }
+    if (due)
+        node->spare_wish.base = NULL;
     klp_mutex_unlock(node->mutex);
     return due;
 }
