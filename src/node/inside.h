@@ -128,7 +128,7 @@ KELPIE_MUST_USE kelpie_outcome agent_get(const struct kelpie_op *op, struct klp_
                                          struct kelpie_error **err);
 struct node_agent *agent_find_id(struct klp_node *node, const char *id); /* referenced; NULL */
 void agent_put(struct node_agent *agent);
-/* Made with one reference, in the table. */
+/* The one of that id in the table, made when there was none; referenced. */
 struct node_agent *agent_add(struct klp_node *node, const struct klp_agent_record *record);
 void agent_forget(struct node_agent *agent); /* out of the table; its folder goes */
 /* Waits for the slot until the op ends (BUSY). */

@@ -144,6 +144,24 @@ static bool accepted_before(struct klp_node *node, const struct klp_peer_request
     return before;
 }
 
+/* With its slot, and no VM but the one that has arrived. There may be an agent of that id here:
+ * loaded by somebody who asked for it since the claim, or about to leave by a move of ours that the
+ * registry knows as done. The VM runs already, so this waits for as long as it takes. */
+static struct node_agent *agent_arrived(const struct kelpie_op *op, struct klp_node *node,
+                                        const struct klp_agent_record *record)
+{
+    struct kelpie_op forever = {.env = op->env, .deadline_ns = KLP_NO_DEADLINE};
+    for (;;) {
+        struct node_agent *agent = agent_add(node, record);
+        if (kelpie_is_ok(slot_take(&forever, agent, NULL))) {
+            life_end(&forever, agent, false);
+            record_adopt(agent, record);
+            return agent;
+        }
+        agent_put(agent); /* forgotten meanwhile */
+    }
+}
+
 static kelpie_outcome peer_accept(const struct kelpie_op *op, struct klp_node *node,
                                   const struct klp_peer_request *request,
                                   struct klp_peer_answer *out, struct kelpie_error **err)
@@ -159,15 +177,9 @@ static kelpie_outcome peer_accept(const struct kelpie_op *op, struct klp_node *n
     out->epoch = record.epoch;
     klp_text_copy(out->state, sizeof(out->state), klp_agent_state_name(record.state));
 
-    struct node_agent *former = agent_find_id(node, record.id);
-    if (former != NULL && former->life == NULL) /* it rested here once, and was taken elsewhere */
-        agent_forget(former);
-    agent_put(former);
-    struct node_agent *agent = agent_add(node, &record);
+    AUTO_AGENT struct node_agent *agent = agent_arrived(op, node, &record);
     struct kelpie_error *error = NULL;
-    AUTO_AGENT struct node_agent *held = agent;
-    if (!kelpie_is_ok(slot_take(op, agent, &error)) ||
-        !agent_take_manifest(held, &manifest, &error))
+    if (!agent_take_manifest(agent, &manifest, &error))
         klp_log(op->env, KLP_LOG_ERROR, "teleport.arrived", "agent=%s error=%s", record.name,
                 kelpie_error_message(error));
     klp_error_clear(&error);

@@ -16,36 +16,62 @@ static void agent_free(struct node_agent *agent)
     klp_mem_free(agent);
 }
 
-struct node_agent *agent_add(struct klp_node *node, const struct klp_agent_record *record)
+/* Referenced; the mutex is held. */
+static struct node_agent *find_locked(struct klp_node *node, const char *id, const char *name)
 {
-    struct node_agent *agent = KLP_NEW(struct node_agent);
-    *agent = (struct node_agent){.node = node, .references = 1, .record = *record};
-    agent->record.extra = NULL;
-    klp_text_copy(agent->id, sizeof(agent->id), record->id);
-    klp_text_copy(agent->name, sizeof(agent->name), record->name);
-    KLP_LOCKED (node->mutex) {
-        agent->references++;
-        klp_list_append(&node->agents, &agent->link);
-        node->agent_count++;
+    KLP_LIST_EACH (item, &node->agents) {
+        struct node_agent *agent = KLP_CONTAINER(item, struct node_agent, link);
+        if ((id != NULL && strcmp(agent->id, id) == 0) ||
+            (name != NULL && strcmp(agent->name, name) == 0)) {
+            agent->references++;
+            return agent;
+        }
     }
-    return agent;
+    return NULL;
 }
 
 static struct node_agent *agent_find(struct klp_node *node, const char *id, const char *name)
 {
     struct node_agent *found = NULL;
     KLP_LOCKED (node->mutex) {
-        KLP_LIST_EACH (item, &node->agents) {
-            struct node_agent *agent = KLP_CONTAINER(item, struct node_agent, link);
-            if ((id != NULL && strcmp(agent->id, id) == 0) ||
-                (name != NULL && strcmp(agent->name, name) == 0)) {
-                found = agent;
-                found->references++;
-                break;
-            }
-        }
+        found = find_locked(node, id, name);
     }
     return found;
+}
+
+/* Not in the table yet: nobody else knows it. */
+static struct node_agent *agent_make(struct klp_node *node, const struct klp_agent_record *record)
+{
+    struct node_agent *agent = KLP_NEW(struct node_agent);
+    *agent = (struct node_agent){.node = node, .references = 1, .record = *record};
+    agent->record.extra = NULL;
+    klp_text_copy(agent->id, sizeof(agent->id), record->id);
+    klp_text_copy(agent->name, sizeof(agent->name), record->name);
+    return agent;
+}
+
+/* Takes it; returns the one that is in the table from now on, for somebody may have been faster. */
+static struct node_agent *agent_enlist(struct node_agent *agent)
+{
+    struct klp_node *node = agent->node;
+    struct node_agent *former = NULL;
+    KLP_LOCKED (node->mutex) {
+        former = find_locked(node, agent->id, NULL);
+        if (former == NULL) {
+            agent->references++;
+            klp_list_append(&node->agents, &agent->link);
+            node->agent_count++;
+        }
+    }
+    if (former == NULL)
+        return agent;
+    agent_free(agent);
+    return former;
+}
+
+struct node_agent *agent_add(struct klp_node *node, const struct klp_agent_record *record)
+{
+    return agent_enlist(agent_make(node, record));
 }
 
 struct node_agent *agent_find_id(struct klp_node *node, const char *id)
@@ -69,7 +95,13 @@ void agent_put(struct node_agent *agent)
 void agent_forget(struct node_agent *agent)
 {
     struct klp_node *node = agent->node;
+    struct kelpie_error *error = NULL;
     bool was_there = false;
+    /* The folder first: behind the other it may be that of one who has come back. */
+    if (!klp_dir_remove_tree(node->agents_dir, agent->id, &error))
+        klp_log(node->host.env, KLP_LOG_WARN, "agent.leftover", "agent=%s error=%s", agent->name,
+                kelpie_error_message(error));
+    klp_error_clear(&error);
     KLP_LOCKED (node->mutex) {
         was_there = !agent->forgotten;
         if (was_there) {
@@ -79,11 +111,6 @@ void agent_forget(struct node_agent *agent)
         }
         klp_cond_wake(node->changed);
     }
-    struct kelpie_error *error = NULL;
-    if (!klp_dir_remove_tree(node->agents_dir, agent->id, &error))
-        klp_log(node->host.env, KLP_LOG_WARN, "agent.leftover", "agent=%s error=%s", agent->name,
-                kelpie_error_message(error));
-    klp_error_clear(&error);
     if (was_there)
         agent_put(agent); /* the table's reference */
 }
@@ -112,18 +139,16 @@ static kelpie_outcome agent_from_record(const struct kelpie_op *op, struct klp_n
                                         const struct klp_agent_record *record,
                                         struct node_agent **out, struct kelpie_error **err)
 {
-    struct node_agent *agent = agent_add(node, record);
+    struct node_agent *agent = agent_make(node, record);
     kelpie_outcome outcome = KLP_OK;
     if (!klp_digest_is_zero(&record->manifest))
         outcome = agent_know(op, agent, err);
     else
         KLP_IGNORE(agent_load(agent, NULL));
-    if (kelpie_is_ok(outcome)) {
-        *out = agent;
-        return outcome;
-    }
-    agent_forget(agent);
-    agent_put(agent);
+    if (kelpie_is_ok(outcome))
+        *out = agent_enlist(agent);
+    else
+        agent_free(agent);
     return outcome;
 }
 

@@ -2,10 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Agents on two Mock nodes: everything a user does, by the command."""
 
+import http.client
 import json
 import os
 import re
+import socket
 import sys
+import threading
 
 from kit import World, check, equal, run_tests, wait_until
 
@@ -120,6 +123,37 @@ def test_teleport_there_and_back():
         equal(a.cli("teleport", "t", "nosuch").status, 10, "no such node")
         operations = a.cli("ops", "--json").ok("ops").json()["operations"]
         check(any(row["kind"] == "teleport" and row["phases"] for row in operations), "the operation has phases")
+
+
+def test_moves_while_everybody_asks():
+    """Who asks a node for an agent that is just arriving must not make it a second one."""
+    with World() as world:
+        a, b = world.node("a"), world.node("b")
+        a.cli("run", "-d", "--name", "m").ok("run")
+        over = threading.Event()
+
+        def ask(node):
+            connection = http.client.HTTPConnection("kelpie", timeout=30)
+            connection.sock = socket.socket(socket.AF_UNIX)
+            connection.sock.connect(node.socket)
+            while not over.is_set():
+                connection.request("POST", "/v1/agents/m/exec", json.dumps({"argv": ["@count"]}),
+                                   {"Content-Type": "application/json"})
+                connection.getresponse().read()
+
+        tasks = [threading.Thread(target=ask, args=(node,)) for node in (a, b) * 3]
+        for task in tasks:
+            task.start()
+        try:
+            for _ in range(4):
+                a.cli("teleport", "m", "b").ok("there")
+                b.cli("teleport", "m", "a").ok("back")
+        finally:
+            over.set()
+            for task in tasks:
+                task.join()
+        equal(a.agent("m")["epoch"], 9, "epochs")
+        equal((len(a.vm_folders()), len(b.vm_folders())), (1, 0), "folders of VMs")
 
 
 def test_names_and_wrong_use():
