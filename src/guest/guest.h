@@ -258,6 +258,8 @@ struct guest {
     bool has_generation;
     uint8_t generation[GUEST_GENERATION_SIZE];
     uint64_t counter; /* how often it was made unique */
+    bool has_hwrng;   /* a source behind /dev/hwrng at the boot: no device comes later */
+    bool is_cold;     /* restored, and no program was started since */
 
     pid_t workload_pid; /* holds @fill and @count */
     int workload_fd;
@@ -337,6 +339,10 @@ KELPIE_MUST_USE bool guest_text_copy(struct klp_bytes bytes, const char *what, c
 /* Starts a child in a session of its own. What became of its exec comes out of *status_fd. */
 KELPIE_MUST_USE bool guest_spawn(struct guest *g, const struct guest_spawn *spawn, pid_t *pid,
                                  int *status_fd, struct kelpie_error **err);
+/* Starts a program that does nothing, for nobody: in a restored guest under emulation the first
+ * fork and end cost thirty milliseconds and the next ones two, and now the host is busy otherwise.
+ */
+void guest_rehearse(struct guest *g);
 /* 1 = it runs, 0 = not known yet, -1 = it failed: *err. Closes *status_fd when known. */
 KELPIE_MUST_USE int guest_spawn_result(int *status_fd, const char *name, const char *workdir,
                                        struct kelpie_error **err);
@@ -419,6 +425,7 @@ void guest_unique_seeds(struct guest *g, struct guest_unique *unique);
 /* Deletes host keys; true = ssh-keygen has to make new ones. */
 bool guest_unique_keys(struct guest *g, struct guest_unique *unique);
 void guest_unique_keys_made(struct guest *g, struct guest_unique *unique, const char *failure);
+void guest_unique_init(struct guest *g);
 /* What `generation` and `counter` say now, in files. */
 bool guest_publish_generation(const struct guest *g);
 int guest_seeds_delete(const struct guest *g, int *failed);

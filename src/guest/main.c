@@ -115,6 +115,7 @@ static void guest_prepare(struct guest *g)
     prctl(PR_SET_CHILD_SUBREAPER, 1);
     guest_signals_init();
     guest_freeze_init(g);
+    guest_unique_init(g);
     guest_workload_start(g);
 }
 

@@ -20,11 +20,20 @@
 
 /* ---- random state */
 
+void guest_unique_init(struct guest *g)
+{
+    char name[64];
+    g->has_hwrng =
+        g->options.system &&
+        guest_file_read("/sys/class/misc/hw_random/rng_current", name, sizeof(name)) > 0 &&
+        strncmp(name, "none", 4) != 0;
+}
+
 /* Ends at the first read that would wait for fresh bytes. */
 static void hwrng_drain(struct guest *g, struct guest_unique *unique)
 {
     uint8_t bytes[64];
-    int fd = g->options.system ? open("/dev/hwrng", O_RDONLY | O_NONBLOCK | O_CLOEXEC) : -1;
+    int fd = g->has_hwrng ? open("/dev/hwrng", O_RDONLY | O_NONBLOCK | O_CLOEXEC) : -1;
     if (fd < 0) {
         guest_item_text(unique, KLP_ITEM_HWRNG, KLP_UNIQUE_NOT_APPLICABLE, "");
         return;
