@@ -186,9 +186,10 @@ static kelpie_outcome births_run(const struct kelpie_op *op, struct operation *o
 {
     klp_op_phase(op, "fork");
     KLP_TRY(klp_pool_run(op, FORK_WORKERS, count, birth_item, birth, err));
-    klp_op_phase(op, "thaw");
-    if (births_wait(birth))
+    if (births_wait(birth)) {
+        klp_op_phase(op, "thaw");
         KLP_TRY(klp_pool_run(op, FORK_WORKERS, count, birth_thaw_item, birth, err));
+    }
     const char *results[NODE_FORKS_MAX + 1] = {NULL};
     size_t born = 0;
     for (size_t i = 0; i < count; i++)
