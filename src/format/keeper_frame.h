@@ -30,8 +30,10 @@ enum klp_keeper_type {
     KLP_KEEPER_CONSOLE, /* -> OK: CONSOLE, the last bytes (<= 16 KiB) */
     KLP_KEEPER_WATCH,   /* -> OK, then EVENTs on this channel until it closes */
     KLP_KEEPER_KILL,    /* kills the hypervisor; -> OK once it is reaped */
-    KLP_KEEPER_EXIT, /* kills the hypervisor if it is there, removes the VM's folder's contents, ->
-                        OK, ends */
+    KLP_KEEPER_EXIT,  /* kills the hypervisor if it is there, removes the VM's folder's contents, ->
+                         OK, ends */
+    KLP_KEEPER_AHEAD, /* a CAPTURE comes soon: prepares what needs no guest that stands still. Kept
+                         for seconds. -> OK, also where there is nothing to prepare */
     KLP_KEEPER_OK = 64,
     KLP_KEEPER_ERROR, /* ERROR, TEXT, REASON.. */
     KLP_KEEPER_EVENT  /* as STATUS: the state changed (exit, fence, unfence) */

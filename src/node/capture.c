@@ -103,8 +103,10 @@ static kelpie_outcome shot_memory(const struct kelpie_op *op, struct node_agent 
                                   struct kelpie_error **err)
 {
     struct klp_capture capture;
-    uint64_t since_ns = klp_boot_ns(op->env);
+    klp_op_phase(op, "ahead");
+    klp_vm_capture_ahead(op, agent->life->vm);
     klp_op_phase(op, "pause");
+    uint64_t since_ns = klp_boot_ns(op->env);
     kelpie_outcome outcome = shot_freeze(op, agent, err);
     if (kelpie_is_ok(outcome))
         outcome = klp_vm_capture(op, agent->life->vm, KLP_HOLD_SNAPSHOT, &capture, err);
@@ -286,6 +288,8 @@ static kelpie_outcome suspend_capture(const struct kelpie_op *op, struct node_ag
 {
     struct klp_snapshot_request request;
     struct klp_capture capture;
+    klp_op_phase(op, "ahead");
+    klp_vm_capture_ahead(op, agent->life->vm);
     klp_op_phase(op, "quiesce");
     klp_vm_gate_close(agent->life->vm);
     KLP_TRY(shot_freeze(op, agent, err));

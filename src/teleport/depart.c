@@ -116,6 +116,7 @@ static kelpie_outcome precopy(const struct kelpie_op *op, struct move *move,
     struct klp_peer_request message;
     struct klp_peer_answer answer;
     klp_op_phase(op, "precopy");
+    klp_vm_capture_ahead(op, departure->vm);
     KLP_TRY(klp_vm_capture(op, departure->vm, KLP_HOLD_SNAPSHOT, &move->before, err));
     KLP_TRY(klp_vm_release(op, departure->vm, KLP_HOLD_SNAPSHOT, err));
     snapshot_request(move, &request);
@@ -145,6 +146,8 @@ static kelpie_outcome quiesce(const struct kelpie_op *op, struct move *move,
 {
     const struct klp_departure *departure = move->departure;
     struct klp_handoff note = {.epoch = departure->record->epoch};
+    if (!departure->checkpoint)
+        klp_vm_capture_ahead(op, departure->vm);
     klp_op_phase(op, "quiesce");
     klp_text_copy(note.agent, sizeof(note.agent), departure->identity->id);
     klp_text_copy(note.move_id, sizeof(note.move_id), move->id);

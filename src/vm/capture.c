@@ -6,6 +6,8 @@
 #include "base/fmt.h"
 #include "vm/inside.h"
 
+#define AHEAD_MS 7000 /* the keeper ends it after 5,000 */
+
 void klp_capture_finish(struct klp_capture *capture)
 {
     klp_layer_close(capture->dirty);
@@ -73,6 +75,14 @@ static kelpie_outcome capture_undo(const struct kelpie_op *op, struct kelpie_vm 
     }
     klp_error_clear(&why);
     return outcome;
+}
+
+void klp_vm_capture_ahead(const struct kelpie_op *op, struct kelpie_vm *vm)
+{
+    struct kelpie_op brief = klp_op_within(op, AHEAD_MS);
+    if ((vm->factory->ops->caps & KELPIE_VM_CAP_SNAPSHOT) == 0 || klp_vm_holds(vm) != 0)
+        return; /* one that stands still already has no pause to be shortened */
+    KLP_IGNORE(vm_ask(&brief, vm, KLP_KEEPER_AHEAD, NULL, NULL, 0, NULL, NULL));
 }
 
 kelpie_outcome klp_vm_capture(const struct kelpie_op *op, struct kelpie_vm *vm, uint32_t reason,

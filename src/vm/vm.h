@@ -28,6 +28,9 @@ void klp_capture_finish(struct klp_capture *capture);
 KELPIE_MUST_USE kelpie_outcome klp_vm_capture(const struct kelpie_op *op, struct kelpie_vm *vm,
                                               uint32_t reason, struct klp_capture *out,
                                               struct kelpie_error **err);
+/* Running, a capture comes soon: makes its pause shorter, if the backend can. Nothing else depends
+ * on it. May block for seconds. */
+void klp_vm_capture_ahead(const struct kelpie_op *op, struct kelpie_vm *vm);
 KELPIE_MUST_USE kelpie_outcome klp_vm_hold(const struct kelpie_op *op, struct kelpie_vm *vm,
                                            uint32_t reasons, struct kelpie_error **err);
 KELPIE_MUST_USE kelpie_outcome klp_vm_release(const struct kelpie_op *op, struct kelpie_vm *vm,

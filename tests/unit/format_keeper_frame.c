@@ -40,6 +40,7 @@ static void test_format_keeper_frame__numbers_stay(void **state)
 {
     (void)state;
     assert_int_equal(KLP_KEEPER_EXIT, 14);
+    assert_int_equal(KLP_KEEPER_AHEAD, 15);
     assert_int_equal(KLP_KEEPER_EVENT, 66);
     assert_int_equal(KLP_KTAG_META, 13);
     assert_int_equal(KLP_KTAG_CLEAN, 21);

@@ -43,6 +43,18 @@ static void test_vm_keeper__keeps_a_note_and_the_machine(void **state)
     vm_exit(&vm);
 }
 
+/* Mock has nothing to prepare. */
+static void test_vm_keeper__a_capture_may_be_announced_to_every_backend(void **state)
+{
+    struct vm vm;
+    vm_start(&vm, *state);
+    assert_string_equal(line_ask(vm.line, KLP_KEEPER_AHEAD, NULL, NULL, 0), "wrong_state");
+    assert_string_equal(line_lease(vm.line, 1, 60000), "");
+    assert_string_equal(line_spawn(vm.line, KLP_SPAWN_COLD, NULL), "");
+    assert_string_equal(line_ask(vm.line, KLP_KEEPER_AHEAD, NULL, NULL, 0), "");
+    vm_exit(&vm);
+}
+
 /* ---- lease */
 
 static void test_vm_keeper__nothing_runs_without_a_lease(void **state)
@@ -310,6 +322,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         KIT_TEST(test_vm_keeper__begins_empty_and_fenced),
         KIT_TEST(test_vm_keeper__keeps_a_note_and_the_machine),
+        KIT_TEST(test_vm_keeper__a_capture_may_be_announced_to_every_backend),
         KIT_TEST(test_vm_keeper__nothing_runs_without_a_lease),
         KIT_TEST(test_vm_keeper__the_clock_fences_without_a_daemon),
         KIT_TEST(test_vm_keeper__time_under_a_fence_is_not_the_guests),

@@ -1,182 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Private pages of a child's copy-on-write mapping: exactly what it wrote comes out, by both ways
- * the kernel offers, and overlays go in. The child does as a short script says, and then stands
- * still. */
-#include "env_kit.h"
+ * the kernel offers, and overlays go in. Room for a copy: vm_private_pages_room.c. */
+#include "vm_private_pages_kit.h"
 
-#include <signal.h>
-#include <sys/mman.h>
-#include <sys/prctl.h>
 #include <sys/utsname.h>
 
-#include "base/limits.h"
-#include "vm/private_pages/private_pages.h"
-
-#define PAGE 4096u
-#define PAGES 4096u /* of most guests here: more runs than one scan and one batch take */
-#define SIZE ((uint64_t)PAGES * PAGE)
-
-struct guest {
-    struct klp_handle base;
-    int pid;
-    uint64_t size;
-};
-
-/* Runs in the child, on its mapping. */
-typedef void script(uint8_t *memory, uint64_t size, int base_fd);
-
-static uint8_t base_byte(uint64_t page)
-{
-    return (uint8_t)(page % 250 + 1);
-}
-
-static uint8_t written_byte(uint64_t page)
-{
-    return (uint8_t)(page % 249 + 3);
-}
-
-static void base_make(struct kit *kit, struct guest *guest)
-{
-    struct kelpie_error *err = NULL;
-    assert_true(klp_memory_create(kit->env, "base", guest->size, &guest->base, &err));
-    for (uint64_t page = 0; page < guest->size / PAGE; page += 3) { /* the others are holes */
-        uint8_t bytes[PAGE];
-        memset(bytes, base_byte(page), PAGE);
-        assert_true(klp_memory_write(kit->env, guest->base, page * PAGE, bytes, PAGE, &err));
-    }
-    assert_true(klp_memory_seal(kit->env, guest->base, &err));
-}
-
-static void child_run(struct guest *guest, script *run, int ready_fd)
-{
-    int fd = klp_handle_fd(guest->base);
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    uint8_t *memory = mmap(NULL, guest->size, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
-    if (memory == MAP_FAILED)
-        _exit(1);
-    run(memory, guest->size, fd);
-    if (write(ready_fd, "r", 1) != 1)
-        _exit(2);
-    for (;;)
-        pause();
-}
-
-static void guest_start(struct kit *kit, struct guest *guest, uint64_t size, script *run)
-{
-    int ready[2];
-    char byte;
-    guest->size = size;
-    base_make(kit, guest);
-    assert_int_equal(pipe(ready), 0);
-    guest->pid = fork();
-    assert_true(guest->pid >= 0);
-    if (guest->pid == 0)
-        child_run(guest, run, ready[1]);
-    close(ready[1]);
-    assert_int_equal(read(ready[0], &byte, 1), 1);
-    close(ready[0]);
-}
-
-static void guest_end(struct kit *kit, struct guest *guest)
-{
-    kill(guest->pid, SIGKILL);
-    assert_int_equal(waitpid(guest->pid, NULL, 0), guest->pid);
-    klp_handle_close(kit->env, guest->base);
-}
-
-static struct klp_mapping mapping_of(const struct guest *guest, bool by_table)
-{
-    struct klp_mapping mapping;
-    struct kelpie_error *err = NULL;
-    assert_true(
-        klp_mapping_find(guest->pid, klp_handle_fd(guest->base), guest->size, &mapping, &err));
-    mapping.by_table = by_table;
-    return mapping;
-}
-
-/* By the kernel's scan where it has one, and by its table. */
-#define WAYS 2
-static bool way_is_there(int way)
-{
-    return way == 1 || klp_pagemap_scan_works();
-}
-
-static struct klp_handle copied(struct kit *kit, const struct guest *guest, int way,
-                                uint64_t *pages)
-{
-    struct kelpie_op op = klp_op_plain(kit->env, 20000);
-    struct kelpie_error *err = NULL;
-    struct klp_mapping mapping = mapping_of(guest, way == 1);
-    struct klp_handle out;
-    kelpie_outcome outcome = klp_private_pages_copy(&op, &mapping, &out, pages, &err);
-    if (!kelpie_is_ok(outcome))
-        print_error("%s\n", kelpie_error_message(err));
-    assert_true(kelpie_is_ok(outcome));
-    assert_true(klp_memory_check(kit->env, out, guest->size, &err)); /* sealed, and of that size */
-    return out;
-}
-
-/* Exactly the pages of `is_written` are there, with `byte_of` in them. */
-static void assert_pages(struct kit *kit, struct klp_handle memory, uint64_t size,
-                         bool (*is_written)(uint64_t page), uint8_t (*byte_of)(uint64_t page))
-{
-    struct kelpie_error *err = NULL;
-    bool *present = calloc(size / PAGE, 1);
-    for (uint64_t at = 0; at < size;) {
-        uint64_t start, run;
-        assert_true(klp_memory_next(kit->env, memory, at, &start, &run, &err));
-        if (run == 0)
-            break;
-        for (uint64_t page = start / PAGE; page < (start + run) / PAGE; page++)
-            present[page] = true;
-        at = start + run;
-    }
-    for (uint64_t page = 0; page < size / PAGE; page++) {
-        uint8_t bytes[PAGE], expected[PAGE];
-        if (present[page] != is_written(page))
-            fail_msg("page %llu is %s", (unsigned long long)page,
-                     present[page] ? "there" : "missing");
-        if (!present[page])
-            continue;
-        memset(expected, byte_of(page), PAGE);
-        assert_true(klp_memory_read(kit->env, memory, page * PAGE, bytes, PAGE, &err));
-        assert_memory_equal(bytes, expected, PAGE);
-    }
-    free(present);
-}
-
 /* ---- scripts: what the child does, and which pages that makes private */
-
-static void run_nothing(uint8_t *memory, uint64_t size, int base_fd)
-{
-    (void)memory, (void)size, (void)base_fd;
-}
-
-static void run_reads(uint8_t *memory, uint64_t size, int base_fd)
-{
-    volatile const uint8_t *read_only = memory;
-    (void)base_fd;
-    for (uint64_t at = 0; at < size; at += PAGE)
-        (void)read_only[at];
-}
 
 static bool never(uint64_t page)
 {
     (void)page;
     return false;
-}
-
-static bool is_other(uint64_t page) /* single pages, a long run, and the last one */
-{
-    return page % 2 == 0 || (page > 1000 && page < 1700) || page == PAGES - 1;
-}
-
-static void run_writes(uint8_t *memory, uint64_t size, int base_fd)
-{
-    run_reads(memory, size, base_fd);
-    for (uint64_t page = 0; page < size / PAGE; page++)
-        if (is_other(page))
-            memset(memory + page * PAGE, written_byte(page), PAGE);
 }
 
 static bool is_zeroed(uint64_t page)
@@ -195,19 +29,6 @@ static void run_zeros(uint8_t *memory, uint64_t size, int base_fd)
     (void)size, (void)base_fd;
     for (uint64_t page = 30; page < 60; page++)
         memset(memory + page * PAGE, 0, PAGE);
-}
-
-static bool always(uint64_t page)
-{
-    (void)page;
-    return true;
-}
-
-static void run_all(uint8_t *memory, uint64_t size, int base_fd)
-{
-    (void)base_fd;
-    for (uint64_t page = 0; page < size / PAGE; page++)
-        memset(memory + page * PAGE, written_byte(page), PAGE);
 }
 
 static void run_one_byte(uint8_t *memory, uint64_t size, int base_fd)
@@ -445,7 +266,7 @@ static void test_vm_private_pages__a_dead_process_is_an_error(void **state)
         struct kelpie_error *err = NULL;
         uint64_t pages;
         mapping.by_table = way == 1;
-        assert_false(kelpie_is_ok(klp_private_pages_copy(&op, &mapping, &out, &pages, &err)));
+        assert_false(kelpie_is_ok(klp_private_pages_copy(&op, &mapping, NULL, &out, &pages, &err)));
         assert_non_null(err);
         kelpie_error_free(err);
     }
@@ -462,7 +283,7 @@ static void test_vm_private_pages__an_op_that_is_over_ends_it(void **state)
         struct klp_handle out;
         struct kelpie_error *err = NULL;
         uint64_t pages;
-        assert_false(kelpie_is_ok(klp_private_pages_copy(&op, &mapping, &out, &pages, &err)));
+        assert_false(kelpie_is_ok(klp_private_pages_copy(&op, &mapping, NULL, &out, &pages, &err)));
         assert_int_equal(kelpie_error_code(err), KELPIE_E_TIMEOUT);
         kelpie_error_free(err);
     }

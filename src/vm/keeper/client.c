@@ -192,13 +192,21 @@ static kelpie_outcome answer_receive(const struct kelpie_op *op, struct klp_chan
 static const char *order_name(uint16_t type)
 {
     static const char *const names[] = {
-        [KLP_KEEPER_STATUS] = "its status",   [KLP_KEEPER_SPAWN] = "a start",
-        [KLP_KEEPER_LOAD] = "a load",         [KLP_KEEPER_HOLD] = "a hold",
-        [KLP_KEEPER_RELEASE] = "a release",   [KLP_KEEPER_LEASE] = "a lease",
-        [KLP_KEEPER_CAPTURE] = "a capture",   [KLP_KEEPER_GUEST] = "the guest's stream",
-        [KLP_KEEPER_LAYERS] = "its layers",   [KLP_KEEPER_META] = "a note",
-        [KLP_KEEPER_CONSOLE] = "the console", [KLP_KEEPER_WATCH] = "a watch",
-        [KLP_KEEPER_KILL] = "a kill",         [KLP_KEEPER_EXIT] = "its exit",
+        [KLP_KEEPER_STATUS] = "its status",
+        [KLP_KEEPER_SPAWN] = "a start",
+        [KLP_KEEPER_LOAD] = "a load",
+        [KLP_KEEPER_HOLD] = "a hold",
+        [KLP_KEEPER_RELEASE] = "a release",
+        [KLP_KEEPER_LEASE] = "a lease",
+        [KLP_KEEPER_CAPTURE] = "a capture",
+        [KLP_KEEPER_GUEST] = "the guest's stream",
+        [KLP_KEEPER_LAYERS] = "its layers",
+        [KLP_KEEPER_META] = "a note",
+        [KLP_KEEPER_CONSOLE] = "the console",
+        [KLP_KEEPER_WATCH] = "a watch",
+        [KLP_KEEPER_KILL] = "a kill",
+        [KLP_KEEPER_EXIT] = "its exit",
+        [KLP_KEEPER_AHEAD] = "room for a capture",
     };
     return type < KLP_COUNT(names) && names[type] != NULL ? names[type] : "an order";
 }

@@ -44,6 +44,11 @@ struct klp_hypervisor_ops {
     /* Cannot be refused, does not wait: SIGSTOP / SIGCONT of the process. */
     void (*freeze)(struct klp_hypervisor *);
     void (*unfreeze)(struct klp_hypervisor *);
+    /* Running guest: prepares for a capture that comes soon. May be NULL, both: there is nothing to
+     * prepare. drop: it does not come; always possible. */
+    kelpie_outcome (*ahead)(const struct kelpie_op *, struct klp_hypervisor *,
+                            struct kelpie_error **);
+    void (*ahead_drop)(struct klp_hypervisor *);
     /* Stopped guest: device state and the sparse layer of pages that differ from base, both sealed.
      */
     kelpie_outcome (*capture)(const struct kelpie_op *, struct klp_hypervisor *,
@@ -65,6 +70,7 @@ struct klp_keeper_options {
     struct klp_dir *dir; /* the VM's folder; the socket lives in it */
     struct klp_hypervisor *hypervisor;
     uint64_t orphan_ms; /* an EMPTY or DEAD keeper that nobody talks to ends after this long */
+    uint64_t ahead_ms;  /* what AHEAD prepared is kept so long; 0 = 10,000 */
     int64_t pid;        /* of this process, for STATUS */
     void (*ready)(void *arg); /* called once it listens; NULL = nobody waits for that */
     void *ready_arg;

@@ -14,6 +14,7 @@ bool keeper_fence_apply(struct keeper *keeper)
         if (live)
             keeper->hypervisor->ops->freeze(keeper->hypervisor);
         keeper->holds |= KLP_HOLD_FENCE;
+        keeper_ahead_end(keeper);
     } else {
         keeper->holds &= ~(uint32_t)KLP_HOLD_FENCE;
         if (live)

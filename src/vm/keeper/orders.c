@@ -245,6 +245,28 @@ static kelpie_outcome order_lease(const struct kelpie_op *op, struct keeper *kee
     return behind ? holds_catch_up(op, keeper, err) : KLP_OK;
 }
 
+/* A guest that dies or is fenced meanwhile is not captured soon. */
+static kelpie_outcome order_ahead(const struct kelpie_op *op, struct keeper *keeper,
+                                  struct kelpie_error **err)
+{
+    struct klp_hypervisor *hypervisor = keeper->hypervisor;
+    struct kelpie_op brief = klp_op_within(op, KEEPER_AHEAD_MS);
+    uint64_t kept_ms = keeper->options->ahead_ms;
+    KLP_TRY(state_need(keeper, KLP_KEEPER_LIVE, "prepare a capture", err));
+    if (hypervisor->ops->ahead == NULL)
+        return KLP_OK;
+    KLP_TRY(hypervisor->ops->ahead(&brief, hypervisor, err));
+    KLP_LOCKED (keeper->mutex) {
+        keeper->ahead_until_ns =
+            klp_boot_ns(op->env) + (kept_ms != 0 ? kept_ms : KEEPER_AHEAD_KEPT_MS) * KLP_MS;
+        if (keeper->state != KLP_KEEPER_LIVE || (keeper->holds & KLP_HOLD_FENCE) != 0)
+            keeper_ahead_end(keeper);
+        klp_cond_wake(keeper->changed);
+    }
+    klp_point(op->env, "keeper.ahead");
+    return KLP_OK;
+}
+
 static kelpie_outcome order_capture(const struct kelpie_op *op, struct keeper *keeper,
                                     struct keeper_answer *answer, struct kelpie_error **err)
 {
@@ -262,6 +284,9 @@ static kelpie_outcome order_capture(const struct kelpie_op *op, struct keeper *k
     KLP_TRY(keeper->hypervisor->ops->capture(op, keeper->hypervisor, &answer->handles[0],
                                              &answer->handles[1], err));
     answer->handle_count = 2;
+    KLP_LOCKED (keeper->mutex) {
+        keeper->ahead_until_ns = 0; /* used; one that failed may have left it, and its time comes */
+    }
     klp_point(op->env, "keeper.after-capture");
     return KLP_OK;
 }
@@ -325,7 +350,7 @@ static kelpie_outcome order_exit(const struct kelpie_op *op, struct keeper *keep
 static bool order_is_busy(uint16_t type)
 {
     return type == KLP_KEEPER_SPAWN || type == KLP_KEEPER_LOAD || type == KLP_KEEPER_HOLD ||
-           type == KLP_KEEPER_RELEASE || type == KLP_KEEPER_CAPTURE;
+           type == KLP_KEEPER_RELEASE || type == KLP_KEEPER_CAPTURE || type == KLP_KEEPER_AHEAD;
 }
 
 static kelpie_outcome order_do(const struct kelpie_op *op, struct keeper *keeper,
@@ -349,6 +374,8 @@ static kelpie_outcome order_do(const struct kelpie_op *op, struct keeper *keeper
         return order_lease(op, keeper, frame, err);
     case KLP_KEEPER_CAPTURE:
         return order_capture(op, keeper, answer, err);
+    case KLP_KEEPER_AHEAD:
+        return order_ahead(op, keeper, err);
     case KLP_KEEPER_GUEST:
     case KLP_KEEPER_LAYERS:
         return order_handle(keeper, frame->type, op, answer, err);

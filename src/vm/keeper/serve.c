@@ -268,6 +268,7 @@ void keeper_wait_run(void *arg)
     KLP_LOCKED (keeper->mutex) {
         keeper->end = end;
         keeper->state = KLP_KEEPER_DEAD;
+        keeper_ahead_end(keeper);
         klp_cond_wake(keeper->changed);
     }
     klp_log(keeper->env, KLP_LOG_INFO, "keeper.dead", "reason=%s", end.reason);
@@ -313,12 +314,41 @@ static uint64_t alone_until_ns(const struct keeper *keeper)
     return keeper->last_talk_ns + orphan_ms * KLP_MS;
 }
 
+void keeper_ahead_end(struct keeper *keeper)
+{
+    if (keeper->ahead_until_ns != 0)
+        keeper->ahead_until_ns = 1; /* long ago */
+}
+
+/* An order that is under way goes first, and wakes us when it is done. */
+static uint64_t ahead_until_ns(const struct keeper *keeper)
+{
+    return keeper->ahead_until_ns == 0 || keeper->busy ? UINT64_MAX : keeper->ahead_until_ns;
+}
+
+/* Under the mutex, which is let go meanwhile: giving memory back takes its time. */
+static void ahead_drop(struct keeper *keeper)
+{
+    keeper->busy = true;
+    keeper->ahead_until_ns = 0;
+    klp_mutex_unlock(keeper->mutex);
+    keeper->hypervisor->ops->ahead_drop(keeper->hypervisor);
+    keeper_busy_give(keeper);
+    klp_mutex_lock(keeper->mutex);
+}
+
 /* Waits until EXIT was answered, or nobody needs an empty or dead VM any more. */
 static void keeper_stay(struct keeper *keeper)
 {
     klp_mutex_lock(keeper->mutex);
     while (!keeper->exiting && klp_boot_ns(keeper->env) < alone_until_ns(keeper)) {
-        struct kelpie_op op = {.env = keeper->env, .deadline_ns = alone_until_ns(keeper)};
+        if (klp_boot_ns(keeper->env) >= ahead_until_ns(keeper)) {
+            ahead_drop(keeper);
+            continue;
+        }
+        uint64_t alone_ns = alone_until_ns(keeper), ahead_ns = ahead_until_ns(keeper);
+        struct kelpie_op op = {.env = keeper->env,
+                               .deadline_ns = alone_ns < ahead_ns ? alone_ns : ahead_ns};
         KLP_IGNORE(klp_cond_wait(&op, keeper->changed, keeper->mutex, NULL));
     }
     keeper->ending = true;

@@ -10,6 +10,8 @@
 #define KEEPER_META_MAX (32 * KLP_KIB)
 #define KEEPER_CONSOLE_MAX (16 * KLP_KIB)
 #define KEEPER_SEND_MS 5000
+#define KEEPER_AHEAD_MS 5000       /* preparing a capture may take */
+#define KEEPER_AHEAD_KEPT_MS 10000 /* and then it is expected to come */
 
 struct keeper;
 struct keeper_connection {
@@ -42,6 +44,7 @@ struct keeper {
     bool behind;                    /* (m) `stopped` is to follow the holds when the fence ends */
     uint64_t epoch, fence_at_ns;    /* (m) */
     bool lease_given;               /* (m) */
+    uint64_t ahead_until_ns;        /* (m) what AHEAD prepared goes then; 0 = there is nothing */
     uint64_t last_talk_ns;          /* (m) */
     unsigned connection_count;      /* (m) */
     struct klp_hypervisor_exit end; /* (m) once DEAD */
@@ -71,6 +74,8 @@ void keeper_wait_run(void *keeper);                             /* waits for the
 KELPIE_MUST_USE kelpie_outcome keeper_busy_take(const struct kelpie_op *op, struct keeper *keeper,
                                                 struct kelpie_error **err);
 void keeper_busy_give(struct keeper *keeper);
+/* Under the mutex: what AHEAD prepared will not be used. */
+void keeper_ahead_end(struct keeper *keeper);
 /* Kills the hypervisor if there is one, and waits until it is reaped. */
 KELPIE_MUST_USE kelpie_outcome keeper_kill(const struct kelpie_op *op, struct keeper *keeper,
                                            struct kelpie_error **err);

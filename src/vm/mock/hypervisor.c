@@ -316,7 +316,7 @@ static kelpie_outcome parts_capture(const struct kelpie_op *op, struct mock_hype
     uint64_t pages;
     KLP_TRY(mapping_find(mock, err));
     KLP_TRY(state_save(op, mock, device_state, err));
-    kelpie_outcome outcome = klp_private_pages_copy(op, &mock->mapping, dirty, &pages, err);
+    kelpie_outcome outcome = klp_private_pages_copy(op, &mock->mapping, NULL, dirty, &pages, err);
     if (!kelpie_is_ok(outcome))
         klp_handle_close(op->env, *device_state);
     return outcome;

@@ -20,6 +20,10 @@
 #define COPY_MAX (8ull * KLP_MIB) /* bytes of one process_vm call */
 #define IOV_MAX_USED 256
 #define WINDOW (4ull * KLP_MIB) /* of the mapping, taken by one task at a time */
+#define BLOCK 512u              /* of st_blocks */
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23 /* Linux 5.14 */
+#endif
 
 /* ---- PAGEMAP_SCAN, Documentation/admin-guide/mm/pagemap.rst; Debian 12's headers are older than
  * it */
@@ -98,6 +102,35 @@ static int scan_table(int fd, uint64_t start, uint64_t end, struct page_region *
     }
     *next = end;
     return count;
+}
+
+struct pagemap { /* of the process that has the mapping */
+    int fd;
+    bool by_ioctl;
+};
+
+static kelpie_outcome pagemap_open(const struct klp_mapping *mapping, struct pagemap *out,
+                                   struct kelpie_error **err)
+{
+    char path[64];
+    klp_format(path, sizeof(path), "/proc/%d/pagemap", mapping->pid);
+    out->fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (out->fd < 0)
+        return klp_posix_fail(err, errno, "cannot open %s", path);
+    out->by_ioctl = !mapping->by_table && klp_pagemap_scan_works();
+    return KLP_OK;
+}
+
+static kelpie_outcome pagemap_scan(const struct pagemap *pagemap, uint64_t start, uint64_t end,
+                                   struct page_region *runs, int *out_count, uint64_t *next,
+                                   struct kelpie_error **err)
+{
+    *next = end;
+    *out_count = pagemap->by_ioctl ? scan_ioctl(pagemap->fd, start, end, runs, next)
+                                   : scan_table(pagemap->fd, start, end, runs, next);
+    if (*out_count < 0)
+        return klp_posix_fail(err, -*out_count, "cannot see which pages the guest has written");
+    return KLP_OK;
 }
 
 /* ---- the mapping */
@@ -185,6 +218,77 @@ static kelpie_outcome batch_add(const struct kelpie_op *op, struct batch *batch,
     return KLP_OK;
 }
 
+/* ---- room for a copy */
+
+static bool room_open(struct klp_env *env, uint64_t size, struct klp_page_room *out,
+                      struct kelpie_error **err)
+{
+    struct klp_handle memory;
+    KLP_CHECK(klp_memory_create(env, "kelpie-dirty", size, &memory, err));
+    char *image = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, klp_handle_fd(memory), 0);
+    if (image == MAP_FAILED) {
+        int error = errno;
+        klp_handle_close(env, memory);
+        return klp_posix_refuse(err, error, "cannot map %llu bytes", (unsigned long long)size);
+    }
+    *out = (struct klp_page_room){.image = image, .size = size, .memory = memory};
+    return true;
+}
+
+void klp_page_room_drop(struct klp_env *env, struct klp_page_room *room)
+{
+    if (room->image == NULL)
+        return;
+    munmap(room->image, room->size);
+    klp_handle_close(env, room->memory);
+    *room = (struct klp_page_room){.image = NULL};
+}
+
+/* Ends early when the op does: what is there by then serves as well. */
+static kelpie_outcome room_fill(const struct kelpie_op *op, const struct klp_mapping *mapping,
+                                const struct pagemap *pagemap, char *image,
+                                struct kelpie_error **err)
+{
+    struct page_region runs[RUNS_MAX] = {0};
+    uint64_t at = mapping->address, end = mapping->address + mapping->size;
+    while (at < end && kelpie_is_ok(klp_op_check(op, "making room", NULL))) {
+        uint64_t next, stop = end - at < WINDOW ? end : at + WINDOW;
+        int count;
+        KLP_TRY(pagemap_scan(pagemap, at, stop, runs, &count, &next, err));
+        for (int i = 0; i < count; i++)
+            if (madvise(image + (runs[i].start - mapping->address), runs[i].end - runs[i].start,
+                        MADV_POPULATE_WRITE) != 0)
+                return klp_posix_fail(err, errno, "cannot make room for the guest's pages");
+        if (next <= at)
+            break;
+        at = next;
+    }
+    return KLP_OK;
+}
+
+kelpie_outcome klp_page_room_make(const struct kelpie_op *op, const struct klp_mapping *mapping,
+                                  struct klp_page_room *out, struct kelpie_error **err)
+{
+    struct pagemap pagemap;
+    KLP_TRY(pagemap_open(mapping, &pagemap, err));
+    kelpie_outcome outcome = {KELPIE_FAIL};
+    if (room_open(op->env, mapping->size, out, err)) {
+        outcome = room_fill(op, mapping, &pagemap, out->image, err);
+        if (!kelpie_is_ok(outcome))
+            klp_page_room_drop(op->env, out);
+    }
+    close(pagemap.fd);
+    return outcome;
+}
+
+/* Every page copied is there; as many pages as were copied are there: then there are no others. */
+static bool room_is_exact(const struct klp_page_room *room, uint64_t pages)
+{
+    struct stat facts;
+    return fstat(klp_handle_fd(room->memory), &facts) == 0 &&
+           (uint64_t)facts.st_blocks * BLOCK == pages * PAGE;
+}
+
 /* ---- copying out */
 
 /* Two tasks, for a guest that stands still leaves its processor free. Each takes the next window of
@@ -192,8 +296,7 @@ static kelpie_outcome batch_add(const struct kelpie_op *op, struct batch *batch,
 struct gathering {
     const struct kelpie_op *op;
     const struct klp_mapping *mapping;
-    int pagemap_fd;
-    bool by_ioctl;
+    struct pagemap pagemap;
     char *image;
     uint64_t next, pages;   /* of all tasks: atomic */
     kelpie_outcome outcome; /* the helper's */
@@ -207,11 +310,9 @@ static kelpie_outcome window_gather(struct gathering *all, uint64_t at, uint64_t
     struct batch batch = {.pid = all->mapping->pid, .reads = true};
     uint64_t pages = 0;
     while (at < end) {
-        uint64_t next = end;
-        int count = all->by_ioctl ? scan_ioctl(all->pagemap_fd, at, end, runs, &next)
-                                  : scan_table(all->pagemap_fd, at, end, runs, &next);
-        if (count < 0)
-            return klp_posix_fail(err, -count, "cannot see which pages the guest has written");
+        uint64_t next;
+        int count;
+        KLP_TRY(pagemap_scan(&all->pagemap, at, end, runs, &count, &next, err));
         for (int i = 0; i < count; i++) {
             KLP_TRY(batch_add(all->op, &batch, all->image + (runs[i].start - all->mapping->address),
                               runs[i].start, runs[i].end - runs[i].start, err));
@@ -232,7 +333,10 @@ static kelpie_outcome windows_gather(struct gathering *all, struct kelpie_error 
         if (at >= all->mapping->size)
             return KLP_OK;
         uint64_t end = at + WINDOW < all->mapping->size ? at + WINDOW : all->mapping->size;
+        KLP_TRY(klp_op_check(all->op, "copying guest memory", err));
         KLP_TRY(window_gather(all, all->mapping->address + at, all->mapping->address + end, err));
+        /* Here both tasks unmap, in the munmap one of them would. */
+        madvise(all->image + at, end - at, MADV_DONTNEED);
     }
 }
 
@@ -243,15 +347,11 @@ static void helper_run(void *arg)
 }
 
 static kelpie_outcome pages_gather(const struct kelpie_op *op, const struct klp_mapping *mapping,
-                                   int pagemap_fd, char *image, uint64_t *out_pages,
-                                   struct kelpie_error **err)
+                                   char *image, uint64_t *out_pages, struct kelpie_error **err)
 {
-    struct gathering all = {.op = op,
-                            .mapping = mapping,
-                            .pagemap_fd = pagemap_fd,
-                            .by_ioctl = !mapping->by_table && klp_pagemap_scan_works(),
-                            .image = image};
+    struct gathering all = {.op = op, .mapping = mapping, .image = image};
     struct klp_task *helper = NULL;
+    KLP_TRY(pagemap_open(mapping, &all.pagemap, err));
     if (!klp_task_spawn(op->env, "pages", helper_run, &all, &helper, NULL))
         helper = NULL; /* then it takes longer */
     kelpie_outcome outcome = windows_gather(&all, err);
@@ -262,43 +362,44 @@ static kelpie_outcome pages_gather(const struct kelpie_op *op, const struct klp_
         outcome = all.outcome;
     }
     klp_error_clear(&all.error);
+    close(all.pagemap.fd);
     *out_pages = all.pages;
     return outcome;
 }
 
-kelpie_outcome klp_private_pages_copy(const struct kelpie_op *op, const struct klp_mapping *mapping,
-                                      struct klp_handle *out, uint64_t *out_pages,
-                                      struct kelpie_error **err)
+/* Takes the room. */
+static kelpie_outcome room_seal(struct klp_env *env, struct klp_page_room *room,
+                                struct klp_handle *out, struct kelpie_error **err)
 {
-    char path[64];
-    klp_format(path, sizeof(path), "/proc/%d/pagemap", mapping->pid);
-    int pagemap_fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (pagemap_fd < 0)
-        return klp_posix_fail(err, errno, "cannot open %s", path);
-    struct klp_handle memory;
-    if (!klp_memory_create(op->env, "kelpie-dirty", mapping->size, &memory, err)) {
-        close(pagemap_fd);
+    struct klp_handle memory = room->memory;
+    munmap(room->image, room->size); /* F_SEAL_WRITE refuses while a writable mapping is there */
+    *room = (struct klp_page_room){.image = NULL};
+    if (!klp_memory_seal(env, memory, err)) {
+        klp_handle_close(env, memory);
         return (kelpie_outcome){KELPIE_FAIL};
-    }
-    char *image =
-        mmap(NULL, mapping->size, PROT_READ | PROT_WRITE, MAP_SHARED, klp_handle_fd(memory), 0);
-    kelpie_outcome outcome = KLP_OK;
-    if (image == MAP_FAILED) {
-        outcome =
-            klp_posix_fail(err, errno, "cannot map %llu bytes", (unsigned long long)mapping->size);
-    } else {
-        outcome = pages_gather(op, mapping, pagemap_fd, image, out_pages, err);
-        munmap(image, mapping->size); /* F_SEAL_WRITE refuses while a writable mapping is there */
-    }
-    close(pagemap_fd);
-    if (kelpie_is_ok(outcome) && !klp_memory_seal(op->env, memory, err))
-        outcome = (kelpie_outcome){KELPIE_FAIL};
-    if (!kelpie_is_ok(outcome)) {
-        klp_handle_close(op->env, memory);
-        return outcome;
     }
     *out = memory;
     return KLP_OK;
+}
+
+kelpie_outcome klp_private_pages_copy(const struct kelpie_op *op, const struct klp_mapping *mapping,
+                                      struct klp_page_room *room, struct klp_handle *out,
+                                      uint64_t *out_pages, struct kelpie_error **err)
+{
+    struct klp_page_room fresh = {.image = NULL};
+    if (room != NULL && room->image != NULL && room->size == mapping->size) {
+        kelpie_outcome outcome = pages_gather(op, mapping, room->image, out_pages, err);
+        if (kelpie_is_ok(outcome) && room_is_exact(room, *out_pages))
+            return room_seal(op->env, room, out, err);
+        klp_page_room_drop(op->env, room); /* a page of it that the guest gave back since is zero */
+        KLP_TRY(outcome);
+    }
+    KLP_REQUIRE(room_open(op->env, mapping->size, &fresh, err));
+    kelpie_outcome outcome = pages_gather(op, mapping, fresh.image, out_pages, err);
+    if (kelpie_is_ok(outcome))
+        return room_seal(op->env, &fresh, out, err);
+    klp_page_room_drop(op->env, &fresh);
+    return outcome;
 }
 
 /* ---- laying over */

@@ -83,6 +83,21 @@ kelpie_outcome qemu_load(const struct kelpie_op *op, struct klp_hypervisor *hype
 
 /* ---- capturing */
 
+kelpie_outcome qemu_ahead(const struct kelpie_op *op, struct klp_hypervisor *hypervisor,
+                          struct kelpie_error **err)
+{
+    struct qemu_hypervisor *self = qemu_from(hypervisor);
+    struct klp_mapping mapping;
+    qemu_ahead_drop(hypervisor);
+    KLP_REQUIRE(klp_mapping_find(self->pid, self->ram_fd, self->memory_bytes, &mapping, err));
+    return klp_page_room_make(op, &mapping, &self->room, err);
+}
+
+void qemu_ahead_drop(struct klp_hypervisor *hypervisor)
+{
+    klp_page_room_drop(hypervisor->env, &qemu_from(hypervisor)->room);
+}
+
 static bool state_seal(int fd, struct kelpie_error **err)
 {
     struct stat facts;
@@ -177,7 +192,7 @@ static kelpie_outcome pages_between(const struct kelpie_op *op, struct qemu_hype
 {
     uint64_t pages;
     int after;
-    KLP_TRY(klp_private_pages_copy(op, mapping, dirty, &pages, err));
+    KLP_TRY(klp_private_pages_copy(op, mapping, &self->room, dirty, &pages, err));
     kelpie_outcome outcome = state_save(op, self, &after, err);
     *settled = kelpie_is_ok(outcome) && state_equal(*state_fd, after);
     if (*settled) {

@@ -55,6 +55,7 @@ bool klp_hypervisor_qemu_create(struct klp_env *env, struct klp_dir *vm_dir, con
 static void qemu_destroy(struct klp_hypervisor *hypervisor)
 {
     struct qemu_hypervisor *self = qemu_from(hypervisor);
+    qemu_ahead_drop(hypervisor);
     qemu_home_leave(self);
     klp_qmp_destroy(self->qmp);
     fd_close(&self->leave_fd);
@@ -425,6 +426,8 @@ static const struct klp_hypervisor_ops qemu_ops = {
     .cont = qemu_cont,
     .freeze = qemu_freeze,
     .unfreeze = qemu_unfreeze,
+    .ahead = qemu_ahead,
+    .ahead_drop = qemu_ahead_drop,
     .capture = qemu_capture,
     .guest = qemu_guest,
     .wait = qemu_wait,

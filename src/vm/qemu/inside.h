@@ -109,8 +109,9 @@ struct qemu_hypervisor {
     int agent_fd;
     int ram_fd; /* the base layer, or zeros */
     uint64_t memory_bytes;
-    bool killed; /* atomic: by us */
-    bool reaped; /* (m) and `end` holds */
+    struct klp_page_room room; /* for the next capture; orders come one at a time */
+    bool killed;               /* atomic: by us */
+    bool reaped;               /* (m) and `end` holds */
     struct klp_hypervisor_exit end;
 };
 static inline struct qemu_hypervisor *qemu_from(struct klp_hypervisor *hypervisor)
@@ -137,4 +138,7 @@ kelpie_outcome qemu_load(const struct kelpie_op *op, struct klp_hypervisor *hype
 kelpie_outcome qemu_capture(const struct kelpie_op *op, struct klp_hypervisor *hypervisor,
                             struct klp_handle *device_state, struct klp_handle *dirty,
                             struct kelpie_error **err);
+kelpie_outcome qemu_ahead(const struct kelpie_op *op, struct klp_hypervisor *hypervisor,
+                          struct kelpie_error **err);
+void qemu_ahead_drop(struct klp_hypervisor *hypervisor);
 #endif
