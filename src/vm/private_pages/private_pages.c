@@ -293,22 +293,63 @@ static bool room_is_exact(const struct klp_page_room *room, uint64_t pages)
 
 /* Two tasks, for a guest that stands still leaves its processor free. Each takes the next window of
  * the mapping, so that both end together however the pages lie. */
+struct windows {
+    const struct kelpie_op *op;
+    uint64_t size, next; /* next: of both tasks, atomic */
+    kelpie_outcome (*work)(void *arg, uint64_t at, uint64_t end, struct kelpie_error **err);
+    void *arg;
+    kelpie_outcome outcome; /* the helper's */
+    struct kelpie_error *error;
+};
+
+static kelpie_outcome windows_do(struct windows *all, struct kelpie_error **err)
+{
+    for (;;) {
+        uint64_t at = __atomic_fetch_add(&all->next, WINDOW, __ATOMIC_RELAXED);
+        if (at >= all->size)
+            return KLP_OK;
+        KLP_TRY(klp_op_check(all->op, "moving guest memory", err));
+        KLP_TRY(all->work(all->arg, at, at + WINDOW < all->size ? at + WINDOW : all->size, err));
+    }
+}
+
+static void helper_run(void *arg)
+{
+    struct windows *all = arg;
+    all->outcome = windows_do(all, &all->error);
+}
+
+static kelpie_outcome windows_run(struct windows *all, struct kelpie_error **err)
+{
+    struct klp_task *helper = NULL;
+    if (!klp_task_spawn(all->op->env, "pages", helper_run, all, &helper, NULL))
+        helper = NULL; /* then it takes longer */
+    kelpie_outcome outcome = windows_do(all, err);
+    if (helper != NULL)
+        klp_task_join(helper);
+    if (kelpie_is_ok(outcome) && helper != NULL && !kelpie_is_ok(all->outcome)) {
+        klp_error_move(err, &all->error);
+        outcome = all->outcome;
+    }
+    klp_error_clear(&all->error);
+    return outcome;
+}
+
 struct gathering {
     const struct kelpie_op *op;
     const struct klp_mapping *mapping;
     struct pagemap pagemap;
     char *image;
-    uint64_t next, pages;   /* of all tasks: atomic */
-    kelpie_outcome outcome; /* the helper's */
-    struct kelpie_error *error;
+    uint64_t pages; /* of both tasks: atomic */
 };
 
-static kelpie_outcome window_gather(struct gathering *all, uint64_t at, uint64_t end,
+static kelpie_outcome window_gather(void *arg, uint64_t from, uint64_t to,
                                     struct kelpie_error **err)
 {
+    struct gathering *all = arg;
     struct page_region runs[RUNS_MAX] = {0}; /* the kernel's word alone says that it filled them */
     struct batch batch = {.pid = all->mapping->pid, .reads = true};
-    uint64_t pages = 0;
+    uint64_t pages = 0, at = all->mapping->address + from, end = all->mapping->address + to;
     while (at < end) {
         uint64_t next;
         int count;
@@ -323,45 +364,19 @@ static kelpie_outcome window_gather(struct gathering *all, uint64_t at, uint64_t
         at = next;
     }
     __atomic_add_fetch(&all->pages, pages, __ATOMIC_RELAXED);
-    return batch_move(&batch, err);
-}
-
-static kelpie_outcome windows_gather(struct gathering *all, struct kelpie_error **err)
-{
-    for (;;) {
-        uint64_t at = __atomic_fetch_add(&all->next, WINDOW, __ATOMIC_RELAXED);
-        if (at >= all->mapping->size)
-            return KLP_OK;
-        uint64_t end = at + WINDOW < all->mapping->size ? at + WINDOW : all->mapping->size;
-        KLP_TRY(klp_op_check(all->op, "copying guest memory", err));
-        KLP_TRY(window_gather(all, all->mapping->address + at, all->mapping->address + end, err));
-        /* Here both tasks unmap, in the munmap one of them would. */
-        madvise(all->image + at, end - at, MADV_DONTNEED);
-    }
-}
-
-static void helper_run(void *arg)
-{
-    struct gathering *all = arg;
-    all->outcome = windows_gather(all, &all->error);
+    KLP_TRY(batch_move(&batch, err));
+    /* Here both tasks unmap, in the munmap one of them would. */
+    madvise(all->image + from, to - from, MADV_DONTNEED);
+    return KLP_OK;
 }
 
 static kelpie_outcome pages_gather(const struct kelpie_op *op, const struct klp_mapping *mapping,
                                    char *image, uint64_t *out_pages, struct kelpie_error **err)
 {
     struct gathering all = {.op = op, .mapping = mapping, .image = image};
-    struct klp_task *helper = NULL;
+    struct windows windows = {.op = op, .size = mapping->size, .work = window_gather, .arg = &all};
     KLP_TRY(pagemap_open(mapping, &all.pagemap, err));
-    if (!klp_task_spawn(op->env, "pages", helper_run, &all, &helper, NULL))
-        helper = NULL; /* then it takes longer */
-    kelpie_outcome outcome = windows_gather(&all, err);
-    if (helper != NULL)
-        klp_task_join(helper);
-    if (kelpie_is_ok(outcome) && helper != NULL && !kelpie_is_ok(all.outcome)) {
-        klp_error_move(err, &all.error);
-        outcome = all.outcome;
-    }
-    klp_error_clear(&all.error);
+    kelpie_outcome outcome = windows_run(&windows, err);
     close(all.pagemap.fd);
     *out_pages = all.pages;
     return outcome;
@@ -404,17 +419,25 @@ kelpie_outcome klp_private_pages_copy(const struct kelpie_op *op, const struct k
 
 /* ---- laying over */
 
-static kelpie_outcome pages_spread(const struct kelpie_op *op, const struct klp_mapping *mapping,
-                                   struct klp_handle overlay, char *image,
-                                   struct kelpie_error **err)
+struct spreading {
+    const struct kelpie_op *op;
+    const struct klp_mapping *mapping;
+    struct klp_handle overlay;
+    char *image;
+};
+
+static kelpie_outcome window_spread(void *arg, uint64_t at, uint64_t end, struct kelpie_error **err)
 {
-    struct batch batch = {.pid = mapping->pid, .reads = false};
-    for (uint64_t at = 0; at < mapping->size;) {
+    struct spreading *all = arg;
+    struct batch batch = {.pid = all->mapping->pid, .reads = false};
+    while (at < end) {
         uint64_t start, size;
-        KLP_REQUIRE(klp_memory_next(op->env, overlay, at, &start, &size, err));
-        if (size == 0)
+        KLP_REQUIRE(klp_memory_next(all->op->env, all->overlay, at, &start, &size, err));
+        if (size == 0 || start >= end)
             break;
-        KLP_TRY(batch_add(op, &batch, image + start, mapping->address + start, size, err));
+        size = start + size < end ? size : end - start;
+        KLP_TRY(batch_add(all->op, &batch, all->image + start, all->mapping->address + start, size,
+                          err));
         at = start + size;
     }
     return batch_move(&batch, err);
@@ -427,7 +450,9 @@ kelpie_outcome klp_private_pages_lay(const struct kelpie_op *op, const struct kl
     char *image = mmap(NULL, mapping->size, PROT_READ, MAP_PRIVATE, klp_handle_fd(overlay), 0);
     if (image == MAP_FAILED)
         return klp_posix_fail(err, errno, "cannot map an overlay");
-    kelpie_outcome outcome = pages_spread(op, mapping, overlay, image, err);
+    struct spreading all = {op, mapping, overlay, image};
+    struct windows windows = {.op = op, .size = mapping->size, .work = window_spread, .arg = &all};
+    kelpie_outcome outcome = windows_run(&windows, err);
     munmap(image, mapping->size);
     return outcome;
 }
