@@ -35,9 +35,7 @@ need-deps:
 	@tools/deps.sh --check $(deps_for) || tools/deps.sh
 
 demo: need-deps all
-	@if [ -f tools/demo.py ]; then KELPIE_BUILD=$(abspath $(BUILD)) $(PYTHON) tools/demo.py; \
-	elif [ -x $(BUILD)/kelpie ] && $(BUILD)/kelpie --help | grep -qw demo; then $(BUILD)/kelpie demo; \
-	else echo "demo: there is none yet" >&2; exit 2; fi
+	@KELPIE_BUILD=$(abspath $(BUILD)) $(PYTHON) tools/demo.py
 
 # The programs without any backend but Mock, beside the others: what they say then is tested, too.
 bare: $(BUILD)/build.ninja
@@ -57,8 +55,8 @@ test-vm: need-deps all
 test-dst: need-deps all
 	@$(PYTHON) tools/steps.py test-dst --build $(BUILD) $(if $(DST_SEEDS),--seeds $(DST_SEEDS))
 
-bench: all
-	@if [ -x bench/run ]; then bench/run $(BUILD); else echo "bench: there is none yet" >&2; exit 2; fi
+bench: need-deps all
+	@$(PYTHON) bench/run $(BUILD)
 
 lint: need-deps all
 	@$(NINJA) -C $(BUILD) unit-tests fuzz-targets
