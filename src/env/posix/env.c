@@ -2,6 +2,7 @@
 /* The posix env itself: clocks, randomness, log lines, test points, and errno's way into error
  * codes. */
 #include <errno.h>
+#include <malloc.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -145,6 +146,16 @@ static const struct klp_env_ops posix_ops = {
     .chan = &klp_posix_chan_ops,
 };
 
+/* Many short tasks that each take a block of a MiB: with the C library's usual settings every
+ * processor gets several heaps, and blocks once freed stay in them, so that the peak grew with the
+ * guest that was captured (make bench, peak memory: 1.35 times without, 1.02 with). */
+static void heap_set(void)
+{
+    mallopt(M_ARENA_MAX, 2);
+    mallopt(M_MMAP_THRESHOLD, 128 * 1024); /* and not adapting any more */
+    mallopt(M_TRIM_THRESHOLD, 128 * 1024);
+}
+
 bool klp_env_posix_create(const struct klp_env_posix_options *options, struct klp_env **out,
                           struct kelpie_error **err)
 {
@@ -153,6 +164,7 @@ bool klp_env_posix_create(const struct klp_env_posix_options *options, struct kl
         return klp_refuse(err, KELPIE_E_INVALID,
                           "KELPIE_POINT is set, but %s was started without --test-points",
                           options->program);
+    heap_set();
     struct posix_env *posix = KLP_NEW(struct posix_env);
     posix->base.ops = &posix_ops;
     posix->options = *options;
