@@ -1,411 +1,408 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rows of the bench: each a function over a Bench."""
+"""The rows: each measures one promise and returns a Result. A row makes its own agents and removes them; what it is
+compared with is measured between its own rounds, so that a busy machine is busy for both."""
 
-import concurrent.futures
-import http.client
-import json
 import os
-import socket
+import random
+import subprocess
 import threading
 import time
 
-import kit
+import forks
+import memory
 import peer
+from client import Client, FirstAnswer, Unmeasured, Watcher, ms, now, open_echo, phases
+from ruler import Phases, Result, Series
 
-MIB = 1 << 20
-
-
-class Bench:
-    def __init__(self, report, folder, rounds):
-        self.report, self.folder, self.rounds, self.boot = report, folder, rounds, None
-        self.kernel, self.initramfs = (os.path.join(folder, part) for part in ("kernel", "initramfs"))
-
-    def world(self):
-        return kit.World(backend="qemu", lease="30s")
-
-    def qemu(self, name="peer", mib=512, **options):
-        return peer.Qemu(self.folder, name, self.kernel, self.initramfs, mib, **options)
+DIRTY_MIB = 33
+REST_S = 1.0  # for a daemon to be as idle as a user finds it: a spare hypervisor started, journals written
 
 
-def took(call):
-    began = time.monotonic()
-    call()
-    return (time.monotonic() - began) * 1000
+# ---- 1
 
 
-def settle(node):
-    """The spare that follows a start is made, and nothing else is at work."""
-    time.sleep(0.8)
-    return node
+def run_by_command(bench, node, name):
+    """`kelpie run -d`, then `kelpie exec`, both as processes, to the last byte of the answer."""
+    words = {"env": bench.environment(node), "stdin": subprocess.DEVNULL, "capture_output": True}
+    kelpie = os.path.join(bench.build, "kelpie")
+    began = now()
+    ran = subprocess.run([kelpie, "run", "-d", "--name", name], **words)
+    up = now()
+    asked = subprocess.run([kelpie, "exec", name, "@count"], **words)
+    ended = now()
+    if ran.returncode != 0 or asked.returncode != 0:
+        raise Unmeasured((ran.stderr + asked.stderr).decode("utf-8", "replace"))
+    return ms(ended - began), ms(up - began), ms(ended - up)
 
 
-class Asker(http.client.HTTPConnection):
-    """One connection to a daemon; asks the workload of an agent for its count."""
+def row_run(bench):
+    result = Result("`kelpie run` from a template to the first answer of `kelpie exec`")
+    node, whole, run, ask, boots = bench.a, [], [], [], []
+    bench.template(512)
+    for number in range(bench.rounds):
+        bench.rest()
+        times = run_by_command(bench, node, f"run{number}")
+        for series, value in zip((whole, run, ask), times):
+            series.append(value)
+        bench.client(node).remove(f"run{number}")
+        boots.append(bench.boot())
+    result.check(Series("run + exec", whole), 1 / 8, Series("boot", boots), limit_text="≤ 1/8 of a boot")
+    result.note(f"run {Series('', run).text()}, exec {Series('', ask).text()}")
+    return result
 
-    def __init__(self, node):
-        super().__init__("kelpie", timeout=60)
-        self.path = node.socket
 
-    def connect(self):
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self.path)
+# ---- 2
 
-    def ask(self, name):
-        """True when the workload itself has answered."""
-        self.request("POST", f"/v1/agents/{name}/exec", json.dumps({"argv": ["@count"]}),
-                     {"Content-Type": "application/json"})
-        answer = self.getresponse()
-        body = answer.read()
-        return answer.status == 200 and json.loads(body).get("exit_code") == 0
 
-    def owner(self, name):
-        self.request("GET", f"/v1/agents/{name}")
-        answer = self.getresponse()
-        return json.loads(answer.read())["agents"][0]["node"] if answer.status == 200 else None
+def agent_in_use(bench, name, memory_mib, fill_mib):
+    """A snapshot of a running agent that has something in memory; the agent is gone."""
+    client = bench.client(bench.a)
+    client.run(name, memory_mib)
+    client.exec(name, ["@fill", str(fill_mib), "7"])
+    client.must("POST", f"/v1/agents/{name}/snapshots", {"name": f"{name}-shot"})
+    client.remove(name)
+    return f"{name}-shot"
 
-    def ask_until(self, name, seconds=30):
-        end = time.monotonic() + seconds
-        while True:
+
+def restored(client, snapshot, name, steps=None):
+    """Milliseconds from the request to the answer of the thawed workload; the agent is removed."""
+    began = now()
+    operation = client.operate(f"/v1/snapshots/{snapshot}/restore", {"name": name})
+    up = now()
+    client.count(name)
+    ended = now()
+    if steps is not None:
+        steps.add({**phases(operation), "[request in all": ms(up - began), "first answer after it": ms(ended - up)})
+    client.remove(name)
+    return ms(ended - began)
+
+
+def forget_files(folder):
+    """What an ordinary user can do about the page cache."""
+    for top, _, names in os.walk(folder):
+        for name in names:
+            fd = os.open(os.path.join(top, name), os.O_RDONLY)
             try:
-                if self.ask(name):
-                    return
-            except (OSError, http.client.HTTPException):
-                self.close()
-            if time.monotonic() > end:
-                raise TimeoutError(f"'{name}' does not answer")
-            time.sleep(0.001)
+                os.fsync(fd)
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(fd)
 
 
-def answer(node, name):
-    node.cli("exec", name, "@count").ok("exec")
+def restored_cold(bench, shot, number, steps):
+    """On a daemon that was never used, with a state folder of its own; only the store is shared."""
+    node = bench.world.node(f"cold{number}", spare=True)
+    try:
+        forget_files(bench.world.store)
+        return restored(Client(node.socket), shot, f"cold{number}", steps)
+    finally:
+        node.stop()
 
 
-# ---- rows
-
-
-def boot(bench):
-    """boot: a plain QEMU, from its start to the answer of its agent"""
-    bench.boot = bench.report.figure(
-        "boot, 512 MiB", [peer.boot_ms(bench.folder, bench.kernel, bench.initramfs, 512) for _ in range(bench.rounds)])
-
-
-def run(bench):
-    """kelpie run from a template, to the first answer of exec"""
-    with bench.world() as world:
-        node = settle(world.node("a", spare=True))
-        node.cli("run", "-d", "--name", "first").ok("run")
-        times = []
-        for number in range(bench.rounds):
-            settle(node)
-            name = f"r{number}"
-
-            def once():
-                node.cli("run", "-d", "--name", name).ok("run")
-                answer(node, name)
-
-            times.append(took(once))
-            node.cli("rm", "-f", name).ok("rm")
-    bench.report.target("of a boot", bench.report.figure("run and first answer", times) / bench.boot, 1 / 8)
-
-
-def snapshot_of(node, memory, fill, name):
-    node.cli("run", "-d", "--name", name, "--memory", memory).ok("run")
-    if fill:
-        node.cli("exec", name, "@fill", str(fill), "1").ok("fill")
-    node.cli("snapshot", "create", name, "-n", f"{name}-s").ok("snapshot")
-    node.cli("rm", "-f", name).ok("rm")
-    return f"{name}-s"
-
-
-def restores(bench, node, snapshot, rounds):
-    times = []
-    for number in range(rounds):
-        settle(node)
-        name = f"x{number}"
-
-        def once():
-            node.cli("restore", snapshot, "--name", name).ok("restore")
-            answer(node, name)
-
-        times.append(took(once))
-        node.cli("rm", "-f", name).ok("rm")
-    return times
-
-
-def cache_drop(folder):
-    for where, _, files in os.walk(folder):
-        for file in files:
-            with open(os.path.join(where, file), "rb") as opened:
-                os.fsync(opened.fileno())
-                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def restore(bench):
-    """restore of a 512 MiB guest with 16 MiB in use, to the first answer"""
-    with bench.world() as world:
-        node = world.node("a", spare=True)
-        snapshot = snapshot_of(node, "512M", 16, "m")
-        resident = bench.report.figure("template resident", restores(bench, node, snapshot, bench.rounds))
-        cold = []
-        for number in range(bench.rounds):
-            node.stop()
-            cache_drop(world.store)
-            node.start(spare=True)
-            cold += restores(bench, node, snapshot, 1)
-        cold = bench.report.figure("nothing resident: a new daemon, page cache dropped", cold)
-    bench.report.target("resident, of a boot", resident / bench.boot, 1 / 8)
-    bench.report.target("resident, ms", resident, 125)
-    bench.report.target("nothing resident, of a boot", cold / bench.boot, 1 / 3)
+def row_restore(bench):
+    result = Result("restore of a snapshot to the first answer of its workload")
+    client, warm, cold, boots = bench.client(bench.a), [], [], []
+    warm_steps, cold_steps = Phases("resident"), Phases("nothing resident")
+    shot = agent_in_use(bench, "used", 512, 16)
+    for number in range(bench.rounds):
+        bench.rest()
+        warm.append(restored(client, shot, f"warm{number}", warm_steps))
+        boots.append(bench.boot())
+        cold.append(restored_cold(bench, shot, number, cold_steps))
+    boot = Series("boot", boots)
+    result.check(Series("512 MiB, template resident", warm), 1 / 8, boot, limit_text="≤ 1/8 of a boot")
+    result.check(Series("512 MiB, template resident", warm), 125, strict=True)
+    result.check(Series("512 MiB, nothing resident", cold), 1 / 3, boot, limit_text="≤ 1/3 of a boot")
+    result.check(*restore_sizes(bench))
+    result.note(warm_steps)
+    result.note(cold_steps)
+    return result
 
 
 def restore_sizes(bench):
-    """restore of a 2 GiB guest against one of 128 MiB with the same use"""
-    medians = {}
-    with bench.world() as world:
-        node = world.node("a", spare=True)
-        for memory in ("128M", "2G"):
-            snapshot = snapshot_of(node, memory, 16, "m" + memory.lower())
-            restores(bench, node, snapshot, 1)
-            medians[memory] = bench.report.figure(memory, restores(bench, node, snapshot, bench.rounds))
-    bench.report.target("2 GiB over 128 MiB", medians["2G"] / medians["128M"], 1.3)
+    sizes, client = {128: [], 2048: []}, bench.client(bench.a)
+    shots = {size: agent_in_use(bench, f"used{size}", size, 16) for size in sizes}
+    for number in range(bench.rounds):
+        for size in sizes:  # a spare is of one template: each size's own is made before it is measured
+            bench.template(size)
+            bench.rest()
+            sizes[size].append(restored(client, shots[size], f"size{size}-{number}"))
+    return Series("2 GiB, 16 MiB used", sizes[2048]), 1.3, Series("128 MiB, 16 MiB used", sizes[128])
 
 
-def pause(bench):
-    """pause of a snapshot with 33 MiB dirty, against QEMU stop, migrate to a file at unlimited bandwidth, cont"""
-    ours, theirs = [], []
-    with bench.world() as world, bench.qemu() as qemu:
-        node = world.node("a")
-        guest = qemu.guest()
-        guest.hello()
-        qemu.unlimited()
-        node.cli("run", "-d", "--name", "m", "--memory", "512M").ok("run")
+# ---- 3
+
+
+def watched_pause(channel, act):
+    """The longest silence while `act` is done, and while nothing is, of a program asked every millisecond."""
+    watcher = Watcher(channel)
+    watcher.settle(0.4)
+    quiet = watcher.longest_gap(now() - 0.3, now())
+    began = now()
+    act()
+    ended = now()
+    time.sleep(0.2)
+    watcher.stop()
+    if watcher.last() < ended:
+        raise Unmeasured("the program did not go on answering")
+    return ms(watcher.longest_gap(began, ended)), ms(quiet), ms(ended - began)
+
+
+def kelpie_pause(bench, number):
+    client, name = bench.client(bench.a), f"busy{number}"
+    client.run(name, 512)
+    client.exec(name, ["@fill", str(DIRTY_MIB), str(number)])
+    bench.rest()
+    stream, told = open_echo(bench.a.socket, name), {}
+    times = watched_pause(stream, lambda: told.update(client.must("POST", f"/v1/agents/{name}/snapshots", {})))
+    stream.close()
+    client.remove(name)
+    return *times, told["snapshots"][0]["pause_us"] / 1000
+
+
+def qemu_pause(bench, raw, echo, number):
+    raw.session.ask(["@fill", str(DIRTY_MIB), str(number)])
+    path = os.path.join(bench.folder, "saved")
+
+    def save():
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        raw.qmp.command("stop")
+        raw.qmp.command("getfd", fd, fdname="saved")
+        raw.qmp.command("migrate", uri="fd:saved")
+        raw.qmp.migrated()
+        raw.cont()
+        os.close(fd)
+
+    times = watched_pause(echo, save)
+    os.unlink(path)
+    return times
+
+
+def row_pause(bench):
+    result = Result(f"pause of a snapshot with {DIRTY_MIB} MiB dirty, as a client of the workload sees it")
+    ours, theirs, told, quiet, whole = [], [], [], [], []
+    with peer.RawGuest(bench.image, bench.folder, 512) as raw:
+        raw.control()
+        raw.session.ask(["@count"])
+        echo = raw.session.echo()
         for number in range(bench.rounds):
-            guest.ask("@fill", "33", str(number))
-            node.cli("exec", "m", "@fill", "33", str(number)).ok("fill")
-            time.sleep(0.3)
-            ours.append(node.cli("snapshot", "create", "m", "--json").ok("snapshot").json()["snapshots"][0]["pause_us"]
-                        / 1000)
-            time.sleep(0.3)
-
-            def peer_pause():
-                qemu.command("stop")
-                qemu.save(os.path.join(bench.folder, "saved"))
-                qemu.go_on()
-
-            theirs.append(took(peer_pause))
-        bad = node.cli("exec", "m", "@check").ok("check").text()
-        print(f"   verifier: {bad.strip()}")
-    ours = bench.report.figure("Kelpie: the agent stands still", ours)
-    theirs = bench.report.figure("QEMU: stop, migrate, cont", theirs)
-    bench.report.target("Kelpie over QEMU", ours / theirs, 0.5)
+            pause, silence, took, by_daemon = kelpie_pause(bench, number)
+            for series, value in zip((ours, quiet, whole, told), (pause, silence, took, by_daemon)):
+                series.append(value)
+            theirs.append(qemu_pause(bench, raw, echo, number)[0])
+    result.check(Series("longest silence", ours), 0.5, Series("QEMU stop, migrate to a file, cont", theirs))
+    result.note(f"by the daemon's clock {Series('', told).text()}; the request in all {Series('', whole).text()}; "
+                f"longest silence while nothing happens {Series('', quiet).text()}")
+    return result
 
 
-def idle_bytes(bench):
-    """bytes written by a snapshot of an idle clone, 512 MiB"""
-    sizes = []
-    with bench.world() as world:
-        node = world.node("a")
-        for number in range(bench.rounds):
-            node.cli("run", "-d", "--name", f"i{number}", "--memory", "512M").ok("run")
-            row = node.cli("snapshot", "create", f"i{number}", "--json").ok("snapshot").json()["snapshots"][0]
-            sizes.append(row["stored_bytes"] / MIB)
-            share = row["stored_bytes"] / row["memory_bytes"]
-    bench.report.figure("written", sizes, "MiB")
-    bench.report.target("of guest memory", share, 0.02)
+# ---- 4
 
 
-class Client(threading.Thread):
-    """Asks one question after another, a millisecond apart, and notes when each was answered. `ask` returns False when
-    there was no answer; Client.over ends it, behind the answer to the question under way."""
-
-    def __init__(self, ask, times):
-        super().__init__()
-        self.ask, self.times, self.over = ask, times, threading.Event()
-
-    def run(self):
-        while not self.over.is_set():
-            if self.ask():
-                self.times.append(time.monotonic())
-            time.sleep(0.001)
-
-    def stop(self):
-        self.over.set()
-        self.join()
-
-
-def widest_gap(times):
-    times = sorted(times)
-    return max(after - before for before, after in zip(times, times[1:])) * 1000
-
-
-def kelpie_gap(source, destination):
-    """Any node answers for every agent: the destination is asked from the moment the agent is its own."""
-    times, here, there = [], Asker(source), Asker(destination)
-
-    def ask_there():
+def bytes_written(pids):
+    """Bytes for storage, by the kernel's count; memory objects are none."""
+    total = 0
+    for pid in pids:
         try:
-            return there.owner("m") == destination.name and there.ask("m")
-        except (OSError, http.client.HTTPException):
-            there.close()
-            return False
-
-    def ask_here():
-        try:
-            return here.ask("m")
-        except (OSError, http.client.HTTPException):
-            here.close()
-            return False
-
-    clients = [Client(ask_here, times), Client(ask_there, times)]
-    for client in clients:
-        client.start()
-    try:
-        time.sleep(0.3)
-        source.cli("teleport", "m", destination.name).ok("teleport")
-        time.sleep(0.3)
-    finally:
-        for client in clients:
-            client.stop()
-    return widest_gap(times)
-
-
-def peer_gap(bench, number):
-    path, times = os.path.join(bench.folder, f"move{number}"), []
-    with bench.qemu("source") as source, bench.qemu("target", incoming=f"unix:{path}") as target:
-        guest, other = source.guest(), target.guest()
-        guest.hello()
-        source.unlimited()
-        target.unlimited()
-        client = Client(lambda: guest.ask("@count"), times)
-        client.start()
-        time.sleep(0.5)
-        client.stop()
-        source.command("stop")
-        source.migrate(f"unix:{path}")
-        if target.command("query-status")["status"] != "running":
-            target.go_on()
-        other.hello()
-        other.ask("@count")
-        return (time.monotonic() - times[-1]) * 1000
-
-
-def teleport(bench):
-    """blackout of a teleport, idle 512 MiB guest on loopback: last answer at the source to first at the destination"""
-    ours, theirs = [], []
-    with bench.world() as world:
-        a, b = (world.node(name, spare=True) for name in "ab")
-        for node in (a, b):
-            node.cli("run", "-d", "--name", f"w{node.name}", "--memory", "512M").ok("run")
-        a.cli("run", "-d", "--name", "m", "--memory", "512M").ok("run")
-        Asker(a).ask_until("m")
-        for _ in range(bench.rounds):
-            settle(a)
-            ours.append(kelpie_gap(a, b))
-            a, b = b, a
-    theirs = [peer_gap(bench, number) for number in range(bench.rounds)]
-    ours = bench.report.figure("Kelpie: teleport", ours)
-    theirs = bench.report.figure("QEMU: stop, migrate at unlimited bandwidth, cont", theirs)
-    bench.report.target("of a boot", ours / bench.boot, 1 / 6)
-    bench.report.target("Kelpie over QEMU", ours / theirs, 1.0)
-
-
-# ---- memory
-
-LAYERS = ("/memfd:kelpie-",)  # templates, dirty pages, device states: the guest's own memory, mapped to be read
-
-
-def pss_kib(pid):
-    """Of what is not the guest's memory or a layer of it."""
-    total, counts = 0, True
-    with open(f"/proc/{pid}/smaps", encoding="ascii", errors="replace") as file:
-        for line in file:
-            first = line.split(" ", 1)[0]
-            if "-" in first and not first.endswith(":"):
-                counts = not any(name in line for name in LAYERS)
-            elif first == "Pss:" and counts:
-                total += int(line.split()[1])
+            with open(f"/proc/{pid}/io", encoding="ascii") as file:
+                fields = dict(line.split(": ") for line in file.read().splitlines())
+            total += int(fields["write_bytes"]) - int(fields["cancelled_write_bytes"])
+        except OSError:
+            continue
     return total
 
 
-class Sampler(threading.Thread):
-    """The peak of the sum over kelpied, keepers and pagers of a world."""
-
-    def __init__(self, world):
-        super().__init__()
-        self.world, self.peak, self.over = world, 0, threading.Event()
-
-    def run(self):
-        pids, again = [], 0
-        while not self.over.is_set():
-            if time.monotonic() > again:
-                pids = [pid for pid, words in self.world.processes().items()
-                        if os.path.basename(words.split(" ")[0]) in ("kelpied", "kelpie-keeper", "kelpie-pager")]
-                again = time.monotonic() + 0.2
-            total = 0
-            for pid in pids:
-                try:
-                    total += pss_kib(pid)
-                except OSError:
-                    pass
-            self.peak = max(self.peak, total)
-            time.sleep(0.005)
-
-    def stop(self):
-        self.over.set()
-        self.join()
-        return self.peak / 1024
+def folder_bytes(folder):
+    return sum(os.lstat(os.path.join(top, name)).st_size for top, _, names in os.walk(folder) for name in names)
 
 
-def memory_peak(bench, memory, fill):
-    with bench.world() as world:
-        a, b = (world.node(name) for name in "ab")
-        a.cli("run", "-d", "--name", "m", "--memory", memory).ok("run")
-        if fill:
-            a.cli("exec", "m", "@fill", str(fill), "7", timeout=600).ok("fill")
-        sampler = Sampler(world)
-        sampler.start()
-        try:
-            a.cli("snapshot", "create", "m", timeout=600).ok("snapshot")
-            a.cli("teleport", "m", "b", timeout=600).ok("teleport")
-        finally:
-            peak = sampler.stop()
-        print(f"   {memory}: {b.cli('exec', 'm', '@check', timeout=600).text().strip()}")
-        return peak
+def row_written(bench):
+    result = Result("bytes written by a snapshot of an idle clone, 512 MiB")
+    written, grown = [], []
+    client = bench.client(bench.a)
+    for number in range(bench.rounds):
+        name = f"idle{number}"
+        client.run(name, 512)
+        bench.rest()
+        time.sleep(1)
+        pids = [pid for pid in bench.world.processes() if memory.program(pid) in memory.PROGRAMS]
+        before, store = bytes_written(pids), folder_bytes(bench.world.store)
+        client.must("POST", f"/v1/agents/{name}/snapshots", {})
+        written.append((bytes_written(pids) - before) / 1048576)
+        grown.append((folder_bytes(bench.world.store) - store) / 1048576)
+        client.remove(name)
+    larger = written if max(written) > max(grown) else grown
+    result.check(Series("written", larger, "MiB"), 0.02, Series("guest memory", [512], "MiB"),
+                 limit_text="≤ 2 % of memory")
+    result.note(f"for storage by the kernel's count {Series('', written, 'MiB').text()}; growth of the store "
+                f"{Series('', grown, 'MiB').text()}")
+    return result
 
 
-def memory(bench):
-    """peak memory of kelpied and keepers over a snapshot and a teleport: 2 GiB with 1.5 GiB in use against 128 MiB"""
-    small = bench.report.figure("128 MiB", [memory_peak(bench, "128M", 0) for _ in range(3)], "MiB")
-    large = bench.report.figure("2 GiB, 1.5 GiB incompressible", [memory_peak(bench, "2G", 1536)], "MiB")
-    bench.report.target("large over small", large / small, 1.2)
+# ---- 5
 
 
-# ---- forks
+def kelpie_blackout(bench, source, destination, name, steps):
+    client = bench.client(source)
+    before = client.count(name)
+    stream = open_echo(source.socket, name)
+    watcher = Watcher(stream)
+    watcher.settle(0.3)
+    first = FirstAnswer(destination.socket, name, watcher)
+    operation = client.operate(f"/v1/agents/{name}/teleport", {"destination": destination.name})
+    came = first.wait()
+    watcher.stop()
+    stream.close()
+    if int(first.text) <= before:
+        raise Unmeasured(f"the workload's count went from {before} to {int(first.text)}: it is not the same")
+    steps.add({**phases(operation), "[blackout by the daemon": operation["blackout_us"] / 1000,
+               "first answer: asked to answered": ms(came - first.asked)})
+    bench.statuses.append(first.statuses)
+    return ms(came - watcher.last())
 
 
-def forks(bench):
-    """ten forks at once of a running agent with 8 MiB dirty: until the last has answered"""
-    times = []
-    with bench.world() as world:
-        node = world.node("a", spare=True)
-        node.cli("run", "-d", "--name", "m", "--memory", "512M").ok("run")
-        node.cli("exec", "m", "@fill", "6", "3").ok("fill")
-        for _ in range(bench.rounds):
-            settle(node)
+def qemu_blackout(bench, source):
+    """Returns the milliseconds and the guest at its destination; the source is closed."""
+    path = os.path.join(bench.folder, "move")
+    destination = peer.RawGuest(bench.image, bench.folder, 512, incoming=path)
+    try:
+        channel = destination.session.exec(["@count"])  # lies in the socket until there is a guest to read it
+        destination.control()
+        watcher = Watcher(source.session.echo())
+        watcher.settle(0.3)
+        source.qmp.command("stop")
+        source.qmp.command("migrate", uri="unix:" + path)
+        destination.qmp.migrated()  # a cont before that would be forgotten
+        destination.qmp.command("cont")
+        destination.session.line(channel)
+        came = now()
+        watcher.stop()
+    except BaseException:
+        destination.close()
+        raise
+    source.close()
+    return ms(came - watcher.last()), destination
 
-            def once():
-                names = node.cli("fork", "m", "-c", "10", "-q").ok("fork").text().split()
-                with concurrent.futures.ThreadPoolExecutor(10) as pool:
-                    list(pool.map(lambda name: Asker(node).ask_until(name), names))
-                return names
 
-            began = time.monotonic()
-            names = once()
-            times.append((time.monotonic() - began) * 1000)
-            for name in names:
-                node.cli("rm", "-f", name).ok("rm")
-    bench.report.target("of a boot", bench.report.figure("fork -c 10 and an answer of each", times) / bench.boot, 0.7)
+def qemu_blackouts(bench):
+    """Of a guest that was booted, and once more of the same: its memory was touched as a whole by then, which spares
+    QEMU a page fault for every page that the guest never used."""
+    raw = peer.RawGuest(bench.image, bench.folder, 512).control()
+    try:
+        raw.session.ask(["@count"])
+        time.sleep(0.5)
+        first, raw = qemu_blackout(bench, raw)
+        second, raw = qemu_blackout(bench, raw)
+    finally:
+        raw.close()
+    return first, second
 
 
-ROWS = [boot, run, restore, restore_sizes, pause, idle_bytes, teleport, memory, forks]
+def row_teleport(bench):
+    result = Result("teleport blackout of an idle 512 MiB guest: last answer at the source to first at the destination")
+    ours, booted, touched, boots, steps = [], [], [], [], Phases("teleport")
+    bench.client(bench.a).run("mover", 512)
+    nodes = (bench.a, bench.b)
+    for node in nodes:
+        bench.template(512, node)
+    for number in range(bench.rounds):
+        bench.rest()
+        ours.append(kelpie_blackout(bench, nodes[number % 2], nodes[1 - number % 2], "mover", steps))
+        for series, value in zip((booted, touched), qemu_blackouts(bench)):
+            series.append(value)
+        boots.append(bench.boot())
+    bench.client(bench.a).remove("mover")
+    series = Series("blackout", ours)
+    result.check(series, 1 / 6, Series("boot", boots), limit_text="≤ 1/6 of a boot")
+    result.check(series, 1.0, Series("QEMU stop, migrate, cont", booted))
+    result.check(series, 1.0, Series("the same of a guest whose whole memory was touched", touched))
+    result.note(steps)
+    return result
+
+
+# ---- 6
+
+
+def peak_of(bench, memory_mib, fill_mib):
+    """A world of its own, so that no allocator remembers an earlier row."""
+    with bench.other_world() as world:
+        a, b = world.node("a", spare=True), world.node("b", spare=True)
+        client = Client(a.socket)
+        client.run("fat", memory_mib)
+        if fill_mib:
+            client.exec("fat", ["@fill", str(fill_mib), str(random.getrandbits(32))])
+        time.sleep(REST_S)
+        peak = memory.Peak(world.processes)
+        client.must("POST", "/v1/agents/fat/snapshots", {})
+        client.operate("/v1/agents/fat/teleport", {"destination": "b"})
+        own = peak.stop()
+        checked = Client(b.socket).exec("fat", ["@check"]).split()
+        if checked[1] != "bad=0":
+            raise Unmeasured(f"pages are wrong after the move: {checked}")
+        Client(b.socket).remove("fat")
+        return own, peak
+
+
+def row_memory(bench):
+    result = Result("peak memory of Kelpie's processes over a snapshot and a teleport, less guest memory and layers")
+    small, small_peak = peak_of(bench, 128, 24)
+    large, large_peak = peak_of(bench, 2048, 1536)
+    result.check(Series("2 GiB guest, 1.5 GiB incompressible", [large], "MiB"), 1.2,
+                 Series("128 MiB guest, 24 MiB incompressible", [small], "MiB"))
+    for title, peak in (("128 MiB", small_peak), ("2 GiB", large_peak)):
+        parts = ", ".join(f"{name} {kib / 1024:.1f} MiB" for name, kib in sorted(peak.parts.items()))
+        result.note(f"{title}: {parts}; left out at most {peak.guests_kib / 1024:.0f} MiB in mappings of "
+                    f"{' '.join(sorted(peak.names))}; {peak.samples} samples")
+    return result
+
+
+# ---- 7
+
+
+def forked(client, parent, steps):
+    """Milliseconds to the last of ten first answers; names."""
+    began, answered = now(), {}
+    operation = client.operate(f"/v1/agents/{parent}/fork", {"count": 10})
+    up = now()
+
+    def ask(name):
+        Client(client.path).count(name)
+        answered[name] = now()
+
+    askers = [threading.Thread(target=ask, args=(name,), daemon=True) for name in operation["results"]]
+    for asker in askers:
+        asker.start()
+    for asker in askers:
+        asker.join(60)
+    if len(answered) != 10:
+        raise Unmeasured(f"{len(answered)} of ten forks answered")
+    last = max(answered.values())
+    steps.add({**phases(operation), "[request in all": ms(up - began), "ten first answers after it": ms(last - up)})
+    return ms(last - began), operation["results"]
+
+
+def row_forks(bench):
+    result = Result("ten forks at once of a running agent with 6 MiB filled: the last one answers")
+    client, times, boots, steps = bench.client(bench.a), [], [], Phases("fork")
+    client.run("parent", 512)
+    client.exec("parent", ["@fill", "6", "7"])
+    for number in range(bench.rounds):
+        bench.rest()
+        took, names = forked(client, "parent", steps)
+        times.append(took)
+        if number == 0:
+            time.sleep(1)
+            faults = forks.faults(client, ["parent"] + names)
+        for name in names:
+            client.remove(name)
+        boots.append(bench.boot())
+    client.remove("parent")
+    result.check(Series("ten forks", times), 0.7, Series("boot", boots), limit_text="≤ 0.7 of a boot")
+    result.check(Series("faults of uniqueness, clock, pages", [len(faults)], ""), 0, limit_text="0")
+    for fault in faults:
+        result.note(fault)
+    result.note(steps)
+    return result
+
+
+ROWS = {1: row_run, 2: row_restore, 3: row_pause, 4: row_written, 5: row_teleport, 6: row_memory, 7: row_forks}
