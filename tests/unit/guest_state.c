@@ -108,7 +108,7 @@ static void test_guest_state__main_process_survives_hello_and_takes_signals(void
 {
     struct client *c = *state;
     struct client_result result;
-    main_start(c, CLIENT_SHELL("echo begun; trap 'echo told; exit 5' TERM; while :; do sleep 0.01; "
+    main_start(c, CLIENT_SHELL("trap 'echo told; exit 5' TERM; echo begun; while :; do sleep 0.01; "
                                "done"));
     uint32_t first = log_ask(c, 0, true), second = log_ask(c, 2, true);
     struct client_frame frame;

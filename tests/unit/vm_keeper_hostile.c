@@ -48,7 +48,7 @@ static void test_vm_keeper_hostile__wrong_orders_are_answered(void **state)
     vm_start(&vm, *state);
     for (size_t i = 0; i < 3; i++)
         zeros[i] = zeros_make(vm.kit);
-    const uint16_t types[] = {15, 63, KLP_KEEPER_OK, KLP_KEEPER_ERROR, 65535};
+    const uint16_t types[] = {62, 63, KLP_KEEPER_OK, KLP_KEEPER_ERROR, 65535};
     for (size_t i = 0; i < KLP_COUNT(types); i++)
         assert_string_equal(line_ask(vm.line, types[i], NULL, NULL, 0), "protocol");
     assert_string_equal(line_ask(vm.line, KLP_KEEPER_SPAWN, NULL, zeros, 3), "protocol");
