@@ -8,7 +8,7 @@
 #include "base/fmt.h"
 #include "node/inside.h"
 
-#define SPARE_REST_MS 250 /* a burst of starts has the processors for itself */
+#define SPARE_REST_MS 600 /* a burst of starts has the processors for itself */
 #define SPARE_MAKE_MS 20000
 
 static bool fits(const struct spare *spare, const struct klp_machine *machine,
