@@ -104,8 +104,7 @@ static kelpie_outcome guest_raise(const struct kelpie_op *op, const struct klp_b
     klp_point(op->env, "bringup.restored");
     KLP_TRY(klp_vm_release(op, vm, KLP_HOLD_RESTORE, err));
     klp_op_phase(op, "unique");
-    KLP_TRY(klp_unique_run(op, op->env, bringup->samples, vm, bringup->which, bringup->hostname,
-                           next, err));
+    KLP_TRY(klp_unique_run(op, bringup->samples, vm, bringup->which, bringup->hostname, next, err));
     klp_point(op->env, "bringup.unique");
     if (bringup->prepare != NULL)
         KLP_TRY(bringup->prepare(op, bringup->arg, vm, err));

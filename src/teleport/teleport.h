@@ -67,7 +67,7 @@ KELPIE_MUST_USE kelpie_outcome klp_gate_check(const struct kelpie_op *op, struct
 struct klp_samples; /* bounded set of digests of samples */
 struct klp_samples *klp_samples_create(struct klp_env *env);
 void klp_samples_destroy(struct klp_samples *samples);
-KELPIE_MUST_USE kelpie_outcome klp_unique_run(const struct kelpie_op *op, struct klp_env *env,
+KELPIE_MUST_USE kelpie_outcome klp_unique_run(const struct kelpie_op *op,
                                               struct klp_samples *samples, struct kelpie_vm *vm,
                                               enum klp_unique_case which, const char *hostname,
                                               struct klp_agent_record *record,
