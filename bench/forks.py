@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Are copies of an agent each one of a kind, with a right clock and right memory? Used by the benchmark of forks and
-by tests/e2e/forks.py."""
+"""Are copies of an agent each one of a kind, with a right clock and right memory? For the benchmark of
+forks, over its own connection; the test of the same is tests/e2e/forks.py."""
 
 import time
 

@@ -11,30 +11,16 @@ struct query {
     struct klp_buf text;
 };
 
-static void percent_append(struct klp_buf *out, const char *text)
-{
-    for (const char *at = text; *at != 0; at++) {
-        char byte = *at;
-        bool plain = (byte >= 'a' && byte <= 'z') || (byte >= 'A' && byte <= 'Z') ||
-                     (byte >= '0' && byte <= '9') || byte == '-' || byte == '_' || byte == '.' ||
-                     byte == '/';
-        if (plain)
-            klp_buf_append_u8(out, (uint8_t)byte);
-        else
-            klp_buf_append_format(out, "%%%02x", (unsigned)(unsigned char)byte);
-    }
-}
-
 static enum MHD_Result query_each(void *arg, enum MHD_ValueKind kind, const char *key,
                                   const char *value)
 {
     struct query *query = arg;
     (void)kind;
     klp_buf_append_text(&query->text, query->text.size == 0 ? "?" : "&");
-    percent_append(&query->text, key);
+    klp_percent_append(&query->text, key);
     if (value != NULL) {
         klp_buf_append_text(&query->text, "=");
-        percent_append(&query->text, value);
+        klp_percent_append(&query->text, value);
     }
     return MHD_YES;
 }
@@ -46,7 +32,7 @@ static kelpie_outcome relay(struct api_request *request, const char *endpoint,
     __attribute__((cleanup(klp_auto_buf))) struct klp_buf path = KLP_BUF_INIT(8 * KLP_KIB);
     struct query query = {KLP_BUF_INIT(6 * KLP_KIB)};
     MHD_get_connection_values(request->connection, MHD_GET_ARGUMENT_KIND, query_each, &query);
-    percent_append(&path, request->path);
+    klp_percent_append(&path, request->path);
     klp_buf_append_text(&path, klp_buf_text(&query.text));
     klp_buf_finish(&query.text);
     int status;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Text that a guest or a peer chose, made harmless for a terminal and for a log line. */
+/* Text that a guest or a peer chose, made harmless for a terminal, for a log line and for a URL. */
 #include "base/buf.h"
 #include "base/fmt.h"
 
@@ -54,5 +54,19 @@ void klp_text_escape(struct klp_buf *out, const void *text, size_t size)
         else
             klp_buf_append_format(out, "\\u%04x", (unsigned)point);
         at += length;
+    }
+}
+
+void klp_percent_append(struct klp_buf *out, const char *text)
+{
+    for (const char *at = text; *at != 0; at++) {
+        char byte = *at;
+        bool plain = (byte >= 'a' && byte <= 'z') || (byte >= 'A' && byte <= 'Z') ||
+                     (byte >= '0' && byte <= '9') || byte == '-' || byte == '_' || byte == '.' ||
+                     byte == '/';
+        if (plain)
+            klp_buf_append_u8(out, (uint8_t)byte);
+        else
+            klp_buf_append_format(out, "%%%02x", (unsigned)(unsigned char)byte);
     }
 }

@@ -40,5 +40,7 @@ void klp_time_text(int64_t wall_ns, char out[KLP_TIME_TEXT_SIZE]);
 /* Text from a guest or a peer, for a terminal or a log: C0/C1 controls, ESC and bidi controls as
  * \xNN or \uNNNN; invalid UTF-8 as \xNN. */
 void klp_text_escape(struct klp_buf *out, const void *text, size_t size);
+/* For a URL's path or query: all but letters, digits and "-_./" as %xx. */
+void klp_percent_append(struct klp_buf *out, const char *text);
 
 #endif

@@ -232,7 +232,7 @@ kelpie_outcome verb_wait(struct cli *cli, struct kelpie_error **err)
     KLP_REQUIRE(cli_path("agents", cli->args.words[0], "wait", &base, err));
     klp_buf_append_format(&path, "%s?for=", base);
     klp_mem_free(base);
-    cli_percent_append(&path, condition);
+    klp_percent_append(&path, condition);
     if (cli->args.timeout_ms == 0)
         klp_buf_append_format(&path, "&timeout_ms=%d", WAIT_STEP_MS);
     for (;;) {

@@ -10,20 +10,6 @@
 #define SERVER_TIMEOUT_MS 600000 /* what the daemon is given when nobody said --timeout */
 #define GRACE_MS 10000           /* for its answer, behind its own deadline */
 
-void cli_percent_append(struct klp_buf *out, const char *text)
-{
-    for (const char *at = text; *at != 0; at++) {
-        char byte = *at;
-        bool plain = (byte >= 'a' && byte <= 'z') || (byte >= 'A' && byte <= 'Z') ||
-                     (byte >= '0' && byte <= '9') || byte == '-' || byte == '_' || byte == '.' ||
-                     byte == '/';
-        if (plain)
-            klp_buf_append_u8(out, (uint8_t)byte);
-        else
-            klp_buf_append_format(out, "%%%02x", (unsigned)(unsigned char)byte);
-    }
-}
-
 bool cli_path(const char *kind, const char *name, const char *verb, char **out,
               struct kelpie_error **err)
 {

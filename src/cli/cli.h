@@ -67,7 +67,6 @@ KELPIE_MUST_USE kelpie_outcome cli_answer_check(struct http *http, struct kelpie
 /* "/v1/agents/NAME/VERB"; a verb may be NULL. INVALID when NAME is none. Owned. */
 KELPIE_MUST_USE bool cli_path(const char *kind, const char *name, const char *verb, char **out,
                               struct kelpie_error **err);
-void cli_percent_append(struct klp_buf *out, const char *text);
 /* Random hex for an Idempotency-Key. */
 void cli_key(char out[KLP_ID_SIZE]);
 

@@ -40,7 +40,7 @@ static char *files_path(const char *agent, const char *path)
 {
     struct klp_buf text = KLP_BUF_INIT(4 * KLP_PATH_MAX);
     klp_buf_append_format(&text, "/v1/agents/%s/files?path=", agent);
-    cli_percent_append(&text, path);
+    klp_percent_append(&text, path);
     return klp_buf_take_text(&text);
 }
 
