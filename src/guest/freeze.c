@@ -212,9 +212,4 @@ void guest_thaw_open(struct guest *g, uint32_t id)
         freeze_fail(g, KELPIE_E_STATE, "a thaw came first");
     workload_continue(g);
     guest_send_done(g, id, NULL);
-    if (g->is_cold) {
-        g->is_cold = false;
-        guest_port_flush(g); /* the host goes on meanwhile */
-        guest_rehearse(g);
-    }
 }

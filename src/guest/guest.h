@@ -259,7 +259,6 @@ struct guest {
     uint8_t generation[GUEST_GENERATION_SIZE];
     uint64_t counter; /* how often it was made unique */
     bool has_hwrng;   /* a source behind /dev/hwrng at the boot: no device comes later */
-    bool is_cold;     /* restored, and no program was started since */
 
     pid_t workload_pid; /* holds @fill and @count */
     int workload_fd;
@@ -339,10 +338,6 @@ KELPIE_MUST_USE bool guest_text_copy(struct klp_bytes bytes, const char *what, c
 /* Starts a child in a session of its own. What became of its exec comes out of *status_fd. */
 KELPIE_MUST_USE bool guest_spawn(struct guest *g, const struct guest_spawn *spawn, pid_t *pid,
                                  int *status_fd, struct kelpie_error **err);
-/* Starts a program that does nothing, for nobody: in a restored guest under emulation the first
- * fork and end cost thirty milliseconds and the next ones two, and now the host is busy otherwise.
- */
-void guest_rehearse(struct guest *g);
 /* 1 = it runs, 0 = not known yet, -1 = it failed: *err. Closes *status_fd when known. */
 KELPIE_MUST_USE int guest_spawn_result(int *status_fd, const char *name, const char *workdir,
                                        struct kelpie_error **err);

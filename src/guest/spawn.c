@@ -228,27 +228,6 @@ bool guest_spawn(struct guest *g, const struct guest_spawn *spawn, pid_t *pid, i
     return true;
 }
 
-void guest_rehearse(struct guest *g)
-{
-    static const struct klp_word word = {.kind = KLP_WORD_EXIT};
-    static char name[] = "@exit", *argv[] = {name, NULL}, *env[] = {NULL};
-    KLP_AUTO(kelpie_error) struct kelpie_error *err = NULL;
-    int status_fd = -1, fd = open("/dev/null", O_RDWR | O_CLOEXEC);
-    const struct guest_spawn spawn = {.argv = argv,
-                                      .env = env,
-                                      .workdir = "/",
-                                      .word = &word,
-                                      .word_fd = -1,
-                                      .in_fd = fd,
-                                      .out_fd = fd,
-                                      .err_fd = fd,
-                                      .workload = true};
-    pid_t pid; /* the loop reaps it */
-    if (fd >= 0 && guest_spawn(g, &spawn, &pid, &status_fd, &err))
-        guest_close(&status_fd);
-    guest_close(&fd);
-}
-
 static struct kelpie_error *spawn_error(const struct guest_spawn_failure *failure, const char *name,
                                         const char *workdir)
 {

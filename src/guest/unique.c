@@ -173,7 +173,6 @@ void guest_unique_open(struct guest *g, uint32_t id, struct klp_bytes body)
         guest_channel_fail(g, g->job_channel, err);
         return;
     }
-    g->is_cold = true;
     guest_unique_random(g, &g->unique);
     guest_unique_clock(g, &g->unique);
     guest_unique_identity(g, &g->unique);
