@@ -115,6 +115,7 @@ static void guest_advance(struct sim_vm *vm)
         klp_random(vm->base.env, seed, sizeof(seed));
         mock_engine_init(&vm->engine, vm->memory, vm->size, SIM_PAGE_SIZE, klp_arch_name(vm->arch),
                          seed);
+        vm->engine.mib = SIM_MIB;
         vm->begun = true;
         vm->last_ns = now;
     }

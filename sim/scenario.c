@@ -8,7 +8,7 @@
 #include "host.h"
 
 #define AGENT "agent"
-#define FILL_PAGES (KLP_MIB / SIM_PAGE_SIZE) /* of @fill 1 */
+#define FILL_PAGES (SIM_MIB / SIM_PAGE_SIZE) /* of @fill 1 */
 #define CONVERGE_NS (300 * KLP_SECOND)       /* after the last fault all is well again */
 #define LOOK_NS (500 * KLP_MS)
 

@@ -204,6 +204,7 @@ bool sim_memory_next(const struct sim_memory *memory, uint64_t offset, uint64_t 
                      uint64_t *out_size);
 void sim_memory_copy_out(const struct sim_memory *memory, uint64_t offset, void *out, size_t size);
 uint64_t sim_memory_bytes(const struct sim_memory *memory);
+#define SIM_MIB 3072u /* bytes of what a simulated guest calls a MiB: it is to be small */
 #define SIM_PAGE_LOG2 6
 #define SIM_PAGE_SIZE 64u
 

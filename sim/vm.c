@@ -20,7 +20,7 @@ static bool machine_make(struct kelpie_vm_factory *factory, const struct kelpie_
     *out = (struct klp_machine){.version = KLP_MACHINE_VERSION,
                                 .arch = factory->arch,
                                 .vcpus = config->vcpu_count,
-                                .memory_bytes = (uint64_t)config->memory_mib * KLP_MIB,
+                                .memory_bytes = (uint64_t)config->memory_mib * SIM_MIB,
                                 .page_log2 = SIM_PAGE_LOG2};
     klp_text_copy(out->backend, sizeof(out->backend), "sim");
     klp_text_copy(out->backend_version, sizeof(out->backend_version), "1.0.0");

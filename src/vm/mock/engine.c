@@ -53,6 +53,7 @@ void mock_engine_init(struct mock_engine *engine, void *memory, uint64_t memory_
         (struct mock_engine){.state = memory,
                              .memory_size = memory_size,
                              .page_size = page_size,
+                             .mib = KLP_MIB,
                              .in = KLP_BUF_INIT(2 * (KLP_FRAME_BODY_MAX + KLP_GUEST_HEADER_SIZE)),
                              .out = KLP_BUF_INIT(OUT_MAX),
                              .arch = arch};

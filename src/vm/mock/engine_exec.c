@@ -12,13 +12,13 @@ static void fill(struct mock_engine *engine, struct mock_channel *channel)
     struct mock_state *state = engine->state;
     uint64_t area_size;
     uint8_t *area = mock_fill_area(engine, &area_size);
-    if (channel->word.number > area_size / KLP_MIB) {
+    if (channel->word.number > area_size / engine->mib) {
         channel->code = 1;
         channel->out_is_stderr = true;
         klp_buf_append_text(&channel->out, "@fill: not that much memory\n");
         return;
     }
-    state->fill_pages = channel->word.number * KLP_MIB / engine->page_size;
+    state->fill_pages = channel->word.number * engine->mib / engine->page_size;
     state->fill_seed = channel->word.seed;
     state->fill_round++;
     for (uint64_t page = 0; page < state->fill_pages; page++)
