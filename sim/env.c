@@ -11,6 +11,10 @@
 #define DRAW_TAG 0x72616e646f6dull
 #define TURN_TAG 0x7475726eull
 #define TURN_ONE_IN 8
+#define STEP_MAX_NS (600 * KLP_SECOND)
+
+SIM_FAULT_SITE(CRASH_DAEMON_AT_POINT)
+SIM_FAULT_SITE(WALL_STEP)
 
 struct sim_env *sim_env_from(struct klp_env *env)
 {
@@ -22,8 +26,12 @@ static uint64_t boot_ns(struct klp_env *env)
     return sim_world->now_ns + sim_env_from(env)->boot_offset_ns;
 }
 
+/* Set by hand, or by a time server: forward or back. Nothing may rest on it. */
 static int64_t wall_ns(struct klp_env *env)
 {
+    if (fault_WALL_STEP(sim_env_from(env)->node))
+        sim_env_from(env)->wall_offset_ns +=
+            (int64_t)sim_fault_draw(2 * STEP_MAX_NS) - (int64_t)STEP_MAX_NS;
     return WALL_START_NS + (int64_t)sim_world->now_ns + sim_env_from(env)->wall_offset_ns;
 }
 
@@ -112,7 +120,9 @@ static void mutex_lock(struct klp_mutex *base)
     struct sim_fiber *fiber = sim_world->current;
     KLP_ASSERT(mutex->owner != fiber);
     if (fiber->mutexes == 0 &&
-        sim_mix(sim_world->seed, TURN_TAG, ++sim_world->sequence) % TURN_ONE_IN == 0)
+        sim_mix(sim_world->seed ^ sim_world->fault.choice.jitter, TURN_TAG, ++sim_world->sequence) %
+                TURN_ONE_IN ==
+            0)
         sim_yield();
     while (mutex->owner != NULL)
         sim_wait_source(&mutex->free, SIM_NEVER, "a mutex");
@@ -205,19 +215,15 @@ static void cancel_destroy(struct klp_cancel *base)
 
 /* ---- what is told */
 
-/* Where the plan says so, the process of this fiber dies: the hub drops it. */
+/* A named place where a process may die: what is tested with kill -9 on real ones. */
 static void point(struct klp_env *env, const char *name)
 {
-    struct sim *world = sim_world;
-    struct sim_fiber *fiber = world->current;
-    (void)env;
+    struct sim_fiber *fiber = sim_world->current;
+    uint32_t node = sim_env_from(env)->node;
     sim_note("point", "%s", name);
-    if (world->victim == NULL || fiber->domain != world->victim ||
-        ++world->visits != world->plan.visit)
+    if (fiber->domain->kind != SIM_DAEMON || !fault_CRASH_DAEMON_AT_POINT(node))
         return;
-    sim_note("fault", "the daemon of node %s dies at %s", fiber->env->name, name);
-    world->faults++;
-    world->crashing = KLP_TAKE(&world->victim);
+    sim_domain_crash_soon(fiber->domain);
     fiber->mutexes = 0;
     sim_park(SIM_NEVER, "its burial");
 }

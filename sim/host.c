@@ -92,7 +92,7 @@ bool host_open(struct host *host)
     host->peer = &sim_world->peers[host->index];
     host->node = NULL;
     host->env = &sim_world->envs[host->index]->base;
-    host->domain = sim_domain_create(host->index, host->name);
+    host->domain = sim_domain_create(SIM_DAEMON, host->index, host->name);
     klp_format(host->peer->endpoint, sizeof(host->peer->endpoint), "sim:%s", host->name);
     host->peer->env = sim_world->envs[host->index];
     host->peer->domain = host->domain;

@@ -6,6 +6,14 @@
 
 #include "sim.h"
 
+#define STOP_MAX_NS (60 * KLP_SECOND) /* past any lease */
+
+SIM_FAULT_SITE(CRASH_DAEMON)
+SIM_FAULT_SITE(CRASH_KEEPER)
+SIM_FAULT_SITE(CRASH_VM)
+SIM_FAULT_SITE(STOP_DAEMON)
+SIM_FAULT_SITE(STOP_KEEPER)
+
 enum event_kind { EVENT_TIMER = 1, EVENT_READY };
 struct sim_event {
     uint64_t at_ns, tie, sequence;
@@ -31,9 +39,13 @@ static void event_push(uint64_t at_ns, enum event_kind kind, struct sim_fiber *f
     }
     uint64_t sequence = ++world->sequence;
     struct sim_event event = {
-        at_ns,    sim_mix(world->seed, 0x74696573, sequence) & 3, /* mostly in order */
-        sequence, kind,
-        fiber,    fiber->waits};
+        at_ns,
+        sim_mix(world->seed ^ world->fault.choice.jitter, 0x74696573, sequence) &
+            3, /* mostly in order */
+        sequence,
+        kind,
+        fiber,
+        fiber->waits};
     size_t at = world->heap_count++;
     while (at > 0 && event_before(&event, &world->heap[(at - 1) / 2])) {
         world->heap[at] = world->heap[(at - 1) / 2];
@@ -64,6 +76,23 @@ static bool event_pop(struct sim_event *out)
     return true;
 }
 
+/* Where a fiber lets go, its process may die or be stopped. */
+static void process_faults(const struct sim_fiber *fiber)
+{
+    struct sim_domain *domain = fiber->domain;
+    uint32_t node = domain->node;
+    if (!sim_world->fault.on || domain == sim_world->crashing)
+        return;
+    bool dies = (domain->kind == SIM_DAEMON && fault_CRASH_DAEMON(node)) ||
+                (domain->kind == SIM_KEEPER && fault_CRASH_KEEPER(node)) ||
+                (domain->kind == SIM_VM && fault_CRASH_VM(node));
+    if (dies)
+        sim_domain_crash_soon(domain);
+    else if ((domain->kind == SIM_DAEMON && fault_STOP_DAEMON(node)) ||
+             (domain->kind == SIM_KEEPER && fault_STOP_KEEPER(node)))
+        domain->stopped_until_ns = sim_world->now_ns + KLP_MS + sim_fault_draw(STOP_MAX_NS);
+}
+
 void sim_park(uint64_t until_ns, const char *what)
 {
     struct sim_fiber *fiber = sim_world->current;
@@ -76,6 +105,7 @@ void sim_park(uint64_t until_ns, const char *what)
     fiber->parked = true;
     fiber->ready = false;
     fiber->waits_for = what;
+    process_faults(fiber);
     if (until_ns != SIM_NEVER)
         event_push(until_ns > sim_world->now_ns ? until_ns : sim_world->now_ns, EVENT_TIMER, fiber);
     sim_fiber_switch_out();
@@ -192,6 +222,11 @@ void sim_hub_run(struct sim_fiber *until)
             return;
         }
         world->now_ns = event.at_ns;
+        if (fiber->domain->stopped_until_ns > world->now_ns) {
+            fiber->ready = true; /* nothing else brings it back sooner */
+            event_push(fiber->domain->stopped_until_ns, event.kind, fiber);
+            continue;
+        }
         fiber->parked = fiber->ready = false;
         sim_fold(event.at_ns);
         sim_fold(((uint64_t)fiber->env->node << 40) ^ ((uint64_t)event.kind << 32) ^ fiber->id);

@@ -202,7 +202,7 @@ static kelpie_outcome vm_spawn(const struct kelpie_op *op, struct klp_hypervisor
     vm->loaded = mode == KLP_SPAWN_COLD;
     vm->stopped = mode != KLP_SPAWN_COLD;
     vm->pid = ++sim_world->pid_count;
-    vm->domain = sim_domain_create(sim_env_from(op->env)->node, "vm");
+    vm->domain = sim_domain_create(SIM_VM, sim_env_from(op->env)->node, "vm");
     vm->fiber = sim_fiber_start(sim_env_from(op->env), vm->domain, "vm", vm_run, vm);
     console_put(vm, mode == KLP_SPAWN_COLD ? "sim guest: cold" : "sim guest: incoming");
     return KLP_OK;
@@ -371,6 +371,8 @@ static size_t vm_console(struct klp_hypervisor *base, char *out, size_t capacity
 static void vm_release(struct sim_resource *resource)
 {
     struct sim_vm *vm = KLP_CONTAINER(resource, struct sim_vm, resource);
+    if (vm->domain != NULL && !vm->ended) /* a hypervisor dies with its keeper */
+        sim_domain_crash(vm->domain);
     if (vm->memory != NULL)
         munmap(vm->memory, vm->size);
     if (vm->fd >= 0)

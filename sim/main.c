@@ -84,18 +84,21 @@ static void seed_run(const struct options *options, uint64_t seed, bool twice, F
 {
     void (*scenario)(void *) = options->store_only ? sim_scenario_store : sim_scenario_teleport;
     struct sim_result again;
+    const struct sim_fault_choice swarm = {.mode = SIM_FAULTS_SWARM};
     struct sim_plan plan;
-    char text[128];
+    struct sim_faults faults;
+    char text[2048];
     sim_plan_make(seed, &plan);
-    sim_plan_text(&plan, text, sizeof(text));
+    sim_faults_plan(seed, &faults);
+    sim_plan_text(&plan, &faults, text, sizeof(text));
     if (!options->many)
         printf("config: %s\n", text);
-    sim_run(seed, scenario, trace, out);
+    sim_run(seed, scenario, &swarm, trace, out);
     if (options->many && out->verdict != SIM_PASS)
         printf("seed=%" PRIu64 " config: %s\n", seed, text);
     if (!twice || out->verdict != SIM_PASS)
         return;
-    sim_run(seed, scenario, NULL, &again);
+    sim_run(seed, scenario, &swarm, NULL, &again);
     if (again.hash == out->hash && again.verdict == out->verdict)
         return;
     fprintf(stderr,

@@ -6,6 +6,9 @@
 
 #include "sim.h"
 
+SIM_FAULT_SITE(OUT_OF_MEMORY)
+
+#define REFUSED_MIN 4096 /* bytes */
 #define MAGIC 0x6b6c706d656d2121ull
 
 struct block {
@@ -29,7 +32,7 @@ static struct sim_domain *domain_now(void)
     return sim_world->current != NULL ? sim_world->current->domain : sim_world->world_domain;
 }
 
-void *klp_mem_try(size_t size_bytes)
+static void *block_make(size_t size_bytes)
 {
     struct block *block = calloc(1, sizeof(*block) + size_bytes);
     if (block == NULL)
@@ -43,9 +46,17 @@ void *klp_mem_try(size_t size_bytes)
     return block + 1;
 }
 
+void *klp_mem_try(size_t size_bytes)
+{
+    /* Small ones are promised by every allocator that overcommits; what is asked for in numbers
+     * from outside is not. */
+    bool refused = size_bytes >= REFUSED_MIN && fault_OUT_OF_MEMORY(domain_now()->node);
+    return refused ? NULL : block_make(size_bytes);
+}
+
 void *klp_mem_alloc(size_t size_bytes)
 {
-    void *memory = klp_mem_try(size_bytes);
+    void *memory = block_make(size_bytes);
     if (memory == NULL)
         klp_bug(__FILE__, __LINE__, "out of memory");
     return memory;
@@ -70,7 +81,7 @@ static void block_free(struct block *block)
 /* Always elsewhere, so that whoever keeps the old address shows. */
 void *klp_mem_resize(void *memory, size_t size_bytes)
 {
-    void *bigger = klp_mem_try(size_bytes);
+    void *bigger = block_make(size_bytes);
     if (memory == NULL || bigger == NULL)
         return bigger;
     struct block *block = block_of(memory);
@@ -108,10 +119,11 @@ void klp_mem_unguard(void *object)
 
 /* ---- domains */
 
-struct sim_domain *sim_domain_create(uint32_t node, const char *name)
+struct sim_domain *sim_domain_create(enum sim_domain_kind kind, uint32_t node, const char *name)
 {
     struct sim_domain *domain = calloc(1, sizeof(*domain));
     domain->id = sim_world->domain_count++;
+    domain->kind = kind;
     domain->node = node;
     snprintf(domain->name, sizeof(domain->name), "%s", name);
     klp_list_init(&domain->blocks);
@@ -146,6 +158,12 @@ void sim_domain_crash(struct sim_domain *domain)
         if (sim_world->peers[i].domain == domain)
             sim_peer_break(&sim_world->peers[i]);
     sim_domain_drop(domain);
+}
+
+void sim_domain_crash_soon(struct sim_domain *domain)
+{
+    if (sim_world->crashing == NULL)
+        sim_world->crashing = domain;
 }
 
 void sim_domain_drop(struct sim_domain *domain)

@@ -10,6 +10,7 @@
 
 #include "base/list.h"
 #include "env/chan.h"
+#include "fault.h"
 #include "node/node.h"
 
 #define SIM_NODES_MAX 4
@@ -30,22 +31,27 @@ enum sim_verdict {
 };
 
 /* ---- crash domains (mem.c): a daemon, a keeper, a VM. Domain 0 is the world's own. */
+enum sim_domain_kind { SIM_WORLD, SIM_DAEMON, SIM_KEEPER, SIM_VM };
 struct sim_domain {
     struct klp_list link;
+    enum sim_domain_kind kind;
     uint32_t id, node;
     char name[32];
     bool crashed;
+    uint64_t stopped_until_ns; /* by SIGSTOP: none of its fibers runs before */
     struct klp_list blocks, guards, resources;
     size_t block_count, block_bytes;
     uint64_t draws; /* of klp_random */
 };
-struct sim_domain *sim_domain_create(uint32_t node, const char *name);
+struct sim_domain *sim_domain_create(enum sim_domain_kind kind, uint32_t node, const char *name);
 /* Frees all that is left: what the world holds for it (resources, handles), guarded objects,
  * blocks. */
 void sim_domain_drop(struct sim_domain *domain);
 /* The process dies: its fibers never run again, and all it had is dropped. Not from one of its
  * fibers. */
 void sim_domain_crash(struct sim_domain *domain);
+/* The same, at once when its fiber has let go: from any fiber. */
+void sim_domain_crash_soon(struct sim_domain *domain);
 /* What an object of a domain holds of the world, and how a dying process lets go of it. */
 struct sim_resource {
     struct klp_list link;
@@ -111,15 +117,14 @@ struct sim_peer { /* a node that answers; chan.c routes to it by endpoint */
     unsigned calls;        /* under way */
     struct sim_source idle;
 };
-struct sim_plan { /* what the seed expands to */
-    bool crash;
-    uint32_t node;       /* whose daemon */
-    uint64_t visit;      /* of its points, counted from the first move's begin */
-    uint64_t restart_ms; /* later */
+struct sim_plan { /* what the seed expands to, but for the faults */
+    uint32_t nodes;
+    uint64_t restart_ms; /* a daemon that died comes back so much later */
 };
-#define SIM_LONG_AWAY_MS 150000 /* longer than anybody waits for a node that is gone */
 void sim_plan_make(uint64_t seed, struct sim_plan *out);
-void sim_plan_text(const struct sim_plan *plan, char *out, size_t capacity);
+/* All of it, faults too: told before a run begins. */
+void sim_plan_text(const struct sim_plan *plan, const struct sim_faults *faults, char *out,
+                   size_t capacity);
 
 struct sim_event;
 struct sim_inode;
@@ -139,8 +144,7 @@ struct sim {
     struct sim_handle_slot *handles;
     size_t handle_count, handle_used;
     struct sim_plan plan;
-    struct sim_domain *victim; /* its next visits of crash points count */
-    uint64_t visits;
+    struct sim_faults fault;
     struct sim_domain *crashing; /* the hub drops it next */
     FILE *trace;                 /* NULL = none */
     enum sim_verdict verdict;
@@ -163,11 +167,14 @@ void sim_verdict_print(void);
 void sim_trace(const char *kind, const char *text);
 
 struct sim_result {
-    uint64_t hash, teleports, faults;
+    uint64_t hash, teleports, faults, points;
     enum sim_verdict verdict;
     char why[512];
+    struct sim_fault fired[SIM_FAULTS_MAX];
+    unsigned fired_count;
 };
-void sim_run(uint64_t seed, void (*scenario)(void *), FILE *trace, struct sim_result *out);
+void sim_run(uint64_t seed, void (*scenario)(void *), const struct sim_fault_choice *choice,
+             FILE *trace, struct sim_result *out);
 
 /* ---- env.c */
 struct sim_env {

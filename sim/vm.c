@@ -86,8 +86,8 @@ static kelpie_outcome launch(const struct kelpie_op *op, struct kelpie_vm_factor
     *start = (struct keeper_start){
         .env = env, .path = strdup(klp_dir_path(dir)), .pid = ++sim_world->pid_count};
     snprintf(start->vm, sizeof(start->vm), "%s", id);
-    struct sim_fiber *fiber =
-        sim_fiber_start(env, sim_domain_create(env->node, "keeper"), "keeper", keeper_run, start);
+    struct sim_fiber *fiber = sim_fiber_start(
+        env, sim_domain_create(SIM_KEEPER, env->node, "keeper"), "keeper", keeper_run, start);
     for (;;) {
         struct klp_chan *chan;
         if (kelpie_is_ok(klp_chan_connect(op, dir, KLP_KEEPER_SOCKET, &chan, NULL))) {

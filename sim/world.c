@@ -112,7 +112,8 @@ void sim_verdict_print(void)
     fflush(stdout);
 }
 
-static void world_begin(struct sim *world, uint64_t seed, FILE *trace)
+static void world_begin(struct sim *world, uint64_t seed, const struct sim_fault_choice *choice,
+                        FILE *trace)
 {
     static const char *const names[SIM_NODES_MAX] = {"a", "b", "c", "d"};
     *world = (struct sim){.seed = seed, .trace = trace, .now_ns = KLP_SECOND};
@@ -123,7 +124,9 @@ static void world_begin(struct sim *world, uint64_t seed, FILE *trace)
     klp_list_init(&world->vms);
     klp_list_init(&world->calls);
     sim_plan_make(seed, &world->plan);
-    world->world_domain = sim_domain_create(UINT32_MAX, "world");
+    sim_faults_plan(seed, &world->fault);
+    world->fault.choice = *choice;
+    world->world_domain = sim_domain_create(SIM_WORLD, SIM_FAULT_NOWHERE, "world");
     world->root = sim_root_create();
     sim_fold(seed);
     for (uint32_t i = 0; i < SIM_NODES_MAX; i++) {
@@ -173,17 +176,24 @@ static void leftovers_check(struct sim *world, const struct sim_fiber *first)
         sim_fail(SIM_ASSERTION, "%zu handles leaked", world->handle_used);
 }
 
-void sim_run(uint64_t seed, void (*scenario)(void *), FILE *trace, struct sim_result *out)
+void sim_run(uint64_t seed, void (*scenario)(void *), const struct sim_fault_choice *choice,
+             FILE *trace, struct sim_result *out)
 {
     struct sim *world = calloc(1, sizeof(*world));
-    world_begin(world, seed, trace);
+    world_begin(world, seed, choice, trace);
     struct sim_fiber *first =
         sim_fiber_start(world->envs[0], world->world_domain, "scenario", scenario, NULL);
     sim_hub_run(first);
     if (world->verdict == SIM_PASS)
         leftovers_check(world, first);
     sim_fold(world->now_ns);
-    *out = (struct sim_result){world->hash, world->teleports, world->faults, world->verdict, ""};
+    *out = (struct sim_result){.hash = world->hash,
+                               .teleports = world->teleports,
+                               .faults = world->faults,
+                               .points = world->fault.points,
+                               .verdict = world->verdict,
+                               .fired_count = world->fault.fired_count};
+    memcpy(out->fired, world->fault.fired, sizeof(out->fired));
     memcpy(out->why, world->why, sizeof(out->why));
     world_end(world);
     free(world);
