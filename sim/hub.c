@@ -98,7 +98,7 @@ void sim_park(uint64_t until_ns, const char *what)
     struct sim_fiber *fiber = sim_world->current;
     KLP_ASSERT(fiber != NULL);
     if (fiber->mutexes != 0) {
-        fprintf(stderr, "kelpie-dst: %s waits for %s holding a mutex\n", fiber->name, what);
+        sim_tell("kelpie-dst: %s waits for %s holding a mutex\n", fiber->name, what);
         KLP_ASSERT(fiber->mutexes == 0); /* never held over a blocking call (env/env.h) */
     }
     fiber->waits++;
@@ -200,15 +200,15 @@ static void deadlock_tell(const char *what)
     KLP_LIST_EACH (item, &sim_world->fibers) {
         const struct sim_fiber *fiber = KLP_CONTAINER(item, struct sim_fiber, link);
         if (!fiber->ended)
-            fprintf(stderr, "  fiber %u %s (node %s, %s) waits for: %s\n", fiber->id, fiber->name,
-                    fiber->env->name, fiber->domain->name, fiber->waits_for);
+            sim_tell("  fiber %u %s (node %s, %s) waits for: %s\n", fiber->id, fiber->name,
+                     fiber->env->name, fiber->domain->name, fiber->waits_for);
     }
 }
 
 void sim_hub_run(struct sim_fiber *until)
 {
     struct sim *world = sim_world;
-    while (!until->ended) {
+    while (!until->ended && !world->over) {
         struct sim_event event;
         if (!event_pop(&event)) {
             deadlock_tell("deadlock: nobody can run and nothing will happen");

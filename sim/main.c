@@ -15,7 +15,7 @@
 
 struct options {
     uint64_t seed, count;
-    bool many, store_only;
+    bool many, store_only, shrink, first;
     const char *trace;
 };
 
@@ -58,8 +58,12 @@ static bool options_parse(int argc, char **argv, struct options *out)
             out->trace = argv[++i];
         } else if (strcmp(argv[i], "--store-only") == 0) {
             out->store_only = true;
+        } else if (strcmp(argv[i], "--shrink") == 0) {
+            out->shrink = true;
+        } else if (strcmp(argv[i], "--first") == 0) {
+            out->first = true;
         } else if (strcmp(argv[i], "--mutant") == 0 || strcmp(argv[i], "--mutants") == 0 ||
-                   strcmp(argv[i], "--shrink") == 0 || strcmp(argv[i], "--exhaustive") == 0) {
+                   strcmp(argv[i], "--exhaustive") == 0) {
             return wrong("%s: not yet", argv[i]);
         } else {
             return wrong("unknown option or missing value: %s", argv[i]);
@@ -82,9 +86,11 @@ static bool seed_get(uint64_t *out)
 static void seed_run(const struct options *options, uint64_t seed, bool twice, FILE *trace,
                      struct sim_result *out)
 {
-    void (*scenario)(void *) = options->store_only ? sim_scenario_store : sim_scenario_teleport;
-    struct sim_result again;
-    const struct sim_fault_choice swarm = {.mode = SIM_FAULTS_SWARM};
+    struct sim_order order = {.scenario =
+                                  options->store_only ? sim_scenario_store : sim_scenario_teleport,
+                              .choice = {.mode = SIM_FAULTS_SWARM},
+                              .trace = trace};
+    static struct sim_result again; /* large */
     struct sim_plan plan;
     struct sim_faults faults;
     char text[2048];
@@ -93,12 +99,15 @@ static void seed_run(const struct options *options, uint64_t seed, bool twice, F
     sim_plan_text(&plan, &faults, text, sizeof(text));
     if (!options->many)
         printf("config: %s\n", text);
-    sim_run(seed, scenario, &swarm, trace, out);
+    sim_run(seed, &order, out);
     if (options->many && out->verdict != SIM_PASS)
         printf("seed=%" PRIu64 " config: %s\n", seed, text);
+    if (out->verdict != SIM_PASS && options->shrink)
+        sim_shrink(seed, &order, out);
     if (!twice || out->verdict != SIM_PASS)
         return;
-    sim_run(seed, scenario, &swarm, NULL, &again);
+    order.trace = NULL;
+    sim_run(seed, &order, &again);
     if (again.hash == out->hash && again.verdict == out->verdict)
         return;
     fprintf(stderr,
@@ -109,11 +118,11 @@ static void seed_run(const struct options *options, uint64_t seed, bool twice, F
 
 static int seeds_run(const struct options *options, FILE *trace)
 {
-    struct sim_result shown = {.verdict = SIM_PASS};
+    static struct sim_result shown, result; /* large */
     uint64_t shown_seed = options->seed, teleports = 0, faults = 0, fold = 0;
-    for (uint64_t i = 0; i < options->count; i++) {
-        struct sim_result result;
-        uint64_t seed = options->seed + i;
+    uint64_t runs = 0;
+    while (runs < options->count && !(options->first && shown.verdict != SIM_PASS)) {
+        uint64_t i = runs++, seed = options->seed + i;
         seed_run(options, seed, i % RECHECK_EVERY == 0, trace, &result);
         teleports += result.teleports;
         faults += result.faults;
@@ -124,8 +133,8 @@ static int seeds_run(const struct options *options, FILE *trace)
         }
     }
     if (options->many)
-        printf("runs=%" PRIu64 " teleports=%.2f faults=%.2f\n", options->count,
-               (double)teleports / (double)options->count, (double)faults / (double)options->count);
+        printf("runs=%" PRIu64 " teleports=%.2f faults=%.2f\n", runs,
+               (double)teleports / (double)runs, (double)faults / (double)runs);
     printf("seed=%" PRIu64 " hash=%016" PRIx64 " verdict=%s\n", shown_seed,
            shown.verdict == SIM_PASS ? fold : shown.hash, sim_verdict_name(shown.verdict));
     return sim_verdict_status(shown.verdict);

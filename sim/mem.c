@@ -200,22 +200,23 @@ unsigned sim_domain_leaks(void)
         if (domain->block_count == 0)
             continue;
         leaks++;
-        fprintf(stderr, "  domain %u %s leaks %zu blocks of %zu bytes; the first has %zu\n",
-                domain->id, domain->name, domain->block_count, domain->block_bytes,
-                KLP_CONTAINER(domain->blocks.next, struct block, link)->size);
+        sim_tell("  domain %u %s leaks %zu blocks of %zu bytes; the first has %zu\n", domain->id,
+                 domain->name, domain->block_count, domain->block_bytes,
+                 KLP_CONTAINER(domain->blocks.next, struct block, link)->size);
     }
     return leaks;
 }
 
+/* In a run, the run is over: what its fibers hold is dropped as after a crash. */
 void klp_bug(const char *file, int line, const char *what)
 {
-    if (sim_world == NULL) {
+    if (sim_world == NULL || sim_world->current == NULL) {
         fprintf(stderr, "kelpie-dst: bug: %s:%d: %s\n", file, line, what);
         exit(sim_verdict_status(SIM_ASSERTION));
     }
-    const struct sim_fiber *fiber = sim_world->current;
     sim_fail(SIM_ASSERTION, "%s:%d: %s, in fiber %s at %llu ns", file, line, what,
-             fiber != NULL ? fiber->name : "hub", (unsigned long long)sim_world->now_ns);
-    sim_verdict_print();
-    exit(sim_verdict_status(SIM_ASSERTION));
+             sim_world->current->name, (unsigned long long)sim_world->now_ns);
+    sim_world->over = true;
+    sim_fiber_switch_out();
+    abort();
 }

@@ -127,6 +127,7 @@ void sim_plan_text(const struct sim_plan *plan, const struct sim_faults *faults,
                    size_t capacity);
 
 struct sim_event;
+struct sim_order;
 struct sim_inode;
 struct sim_handle_slot;
 struct sim {
@@ -146,7 +147,8 @@ struct sim {
     struct sim_plan plan;
     struct sim_faults fault;
     struct sim_domain *crashing; /* the hub drops it next */
-    FILE *trace;                 /* NULL = none */
+    const struct sim_order *order;
+    bool over; /* a bug was met: nothing more runs */
     enum sim_verdict verdict;
     char why[512];
     uint64_t teleports, faults;
@@ -157,13 +159,14 @@ void sim_fold(uint64_t value);
 void sim_fold_bytes(const void *bytes, size_t size);
 void sim_fold_text(const char *text);
 uint64_t sim_mix(uint64_t a, uint64_t b, uint64_t c);
+/* For people, on stderr; nothing in a run that is to be quiet. */
+void sim_tell(const char *format, ...) KLP_PRINTF(1, 2);
 /* An event of which the hash and the trace hear. */
 void sim_note(const char *kind, const char *format, ...) KLP_PRINTF(2, 3);
 /* The first verdict stays. */
 void sim_fail(enum sim_verdict verdict, const char *format, ...) KLP_PRINTF(2, 3);
 const char *sim_verdict_name(enum sim_verdict verdict);
 int sim_verdict_status(enum sim_verdict verdict);
-void sim_verdict_print(void);
 void sim_trace(const char *kind, const char *text);
 
 struct sim_result {
@@ -173,8 +176,25 @@ struct sim_result {
     struct sim_fault fired[SIM_FAULTS_MAX];
     unsigned fired_count;
 };
-void sim_run(uint64_t seed, void (*scenario)(void *), const struct sim_fault_choice *choice,
-             FILE *trace, struct sim_result *out);
+struct sim_diagram;
+struct sim_order { /* how a run is to be; borrowed */
+    void (*scenario)(void *arg);
+    void *arg;
+    struct sim_fault_choice choice;
+    FILE *trace;                 /* NULL = none */
+    struct sim_diagram *diagram; /* NULL = none */
+    bool quiet;                  /* a failure is in the result only, not on stderr */
+};
+void sim_run(uint64_t seed, const struct sim_order *order, struct sim_result *out);
+
+/* ---- shrink.c, exhaustive.c, diagram.c */
+/* A run that failed, again with fewer and fewer of its faults, as long as it fails in the same way;
+ * prints what is left and how it went. `order` is the one that failed, `failed` its result. */
+void sim_shrink(uint64_t seed, const struct sim_order *order, const struct sim_result *failed);
+struct sim_diagram *sim_diagram_create(void);
+void sim_diagram_note(struct sim_diagram *diagram, const char *kind, const char *text);
+void sim_diagram_print(const struct sim_diagram *diagram, FILE *out);
+void sim_diagram_destroy(struct sim_diagram *diagram);
 
 /* ---- env.c */
 struct sim_env {

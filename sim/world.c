@@ -49,8 +49,10 @@ void sim_fold_text(const char *text)
 void sim_trace(const char *kind, const char *text)
 {
     const struct sim_fiber *fiber = sim_world->current;
-    if (sim_world->trace != NULL)
-        fprintf(sim_world->trace, "%" PRIu64 ".%06" PRIu64 " %s %u.%s %s %s\n",
+    if (sim_world->order->diagram != NULL)
+        sim_diagram_note(sim_world->order->diagram, kind, text);
+    if (sim_world->order->trace != NULL)
+        fprintf(sim_world->order->trace, "%" PRIu64 ".%06" PRIu64 " %s %u.%s %s %s\n",
                 (uint64_t)(sim_world->now_ns / KLP_MS), (uint64_t)(sim_world->now_ns % KLP_MS),
                 fiber != NULL ? fiber->env->name : "-", fiber != NULL ? fiber->id : 0,
                 fiber != NULL ? fiber->name : "hub", kind, text);
@@ -68,6 +70,15 @@ void sim_note(const char *kind, const char *format, ...)
     sim_trace(kind, text);
 }
 
+void sim_tell(const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    if (!sim_world->order->quiet)
+        vfprintf(stderr, format, args);
+    va_end(args);
+}
+
 void sim_fail(enum sim_verdict verdict, const char *format, ...)
 {
     char text[512];
@@ -75,7 +86,7 @@ void sim_fail(enum sim_verdict verdict, const char *format, ...)
     va_start(args, format);
     vsnprintf(text, sizeof(text), format, args);
     va_end(args);
-    fprintf(stderr, "kelpie-dst: %s: %s\n", sim_verdict_name(verdict), text);
+    sim_tell("kelpie-dst: %s: %s\n", sim_verdict_name(verdict), text);
     sim_trace("verdict", text);
     if (sim_world->verdict != SIM_PASS)
         return;
@@ -103,20 +114,10 @@ int sim_verdict_status(enum sim_verdict verdict)
     return statuses[verdict];
 }
 
-void sim_verdict_print(void)
-{
-    if (sim_world->trace != NULL)
-        fflush(sim_world->trace);
-    printf("seed=%" PRIu64 " hash=%016" PRIx64 " verdict=%s\n", sim_world->seed, sim_world->hash,
-           sim_verdict_name(sim_world->verdict));
-    fflush(stdout);
-}
-
-static void world_begin(struct sim *world, uint64_t seed, const struct sim_fault_choice *choice,
-                        FILE *trace)
+static void world_begin(struct sim *world, uint64_t seed, const struct sim_order *order)
 {
     static const char *const names[SIM_NODES_MAX] = {"a", "b", "c", "d"};
-    *world = (struct sim){.seed = seed, .trace = trace, .now_ns = KLP_SECOND};
+    *world = (struct sim){.seed = seed, .order = order, .now_ns = KLP_SECOND};
     sim_world = world;
     klp_list_init(&world->fibers);
     klp_list_init(&world->domains);
@@ -125,7 +126,7 @@ static void world_begin(struct sim *world, uint64_t seed, const struct sim_fault
     klp_list_init(&world->calls);
     sim_plan_make(seed, &world->plan);
     sim_faults_plan(seed, &world->fault);
-    world->fault.choice = *choice;
+    world->fault.choice = order->choice;
     world->world_domain = sim_domain_create(SIM_WORLD, SIM_FAULT_NOWHERE, "world");
     world->root = sim_root_create();
     sim_fold(seed);
@@ -165,8 +166,8 @@ static void leftovers_check(struct sim *world, const struct sim_fiber *first)
         if (fiber->ended || fiber == first)
             continue;
         fibers++;
-        fprintf(stderr, "  fiber %u %s (node %s, %s) still waits for: %s\n", fiber->id, fiber->name,
-                fiber->env->name, fiber->domain->name, fiber->waits_for);
+        sim_tell("  fiber %u %s (node %s, %s) still waits for: %s\n", fiber->id, fiber->name,
+                 fiber->env->name, fiber->domain->name, fiber->waits_for);
     }
     if (fibers > 0)
         sim_fail(SIM_ASSERTION, "%u fibers did not end", fibers);
@@ -176,13 +177,12 @@ static void leftovers_check(struct sim *world, const struct sim_fiber *first)
         sim_fail(SIM_ASSERTION, "%zu handles leaked", world->handle_used);
 }
 
-void sim_run(uint64_t seed, void (*scenario)(void *), const struct sim_fault_choice *choice,
-             FILE *trace, struct sim_result *out)
+void sim_run(uint64_t seed, const struct sim_order *order, struct sim_result *out)
 {
     struct sim *world = calloc(1, sizeof(*world));
-    world_begin(world, seed, choice, trace);
-    struct sim_fiber *first =
-        sim_fiber_start(world->envs[0], world->world_domain, "scenario", scenario, NULL);
+    world_begin(world, seed, order);
+    struct sim_fiber *first = sim_fiber_start(world->envs[0], world->world_domain, "scenario",
+                                              order->scenario, order->arg);
     sim_hub_run(first);
     if (world->verdict == SIM_PASS)
         leftovers_check(world, first);
