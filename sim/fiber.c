@@ -1,24 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Fibers over ucontext: a stack with a guard page below and a mark that tells when most of it was
- * used. When a fiber runs is the hub's business. */
+/* Fibers: a stack with a guard page below and a mark that tells when most of it was used, and what
+ * sanitizers must be told of a switch. How a switch is made: fiber_*.c. When a fiber runs is the
+ * hub's business. */
+#include "sim.h"
+
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <ucontext.h>
 #include <unistd.h>
 
-#include "base/fmt.h"
-#include "sim.h"
-
-#if defined(__SANITIZE_ADDRESS__)
-#define SIM_ASAN 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define SIM_ASAN 1
-#endif
-#endif
+#include "fiber.h"
 
 #ifdef SIM_ASAN
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #define STACK_SIZE (2u * 1024 * 1024) /* bytes: red zones make frames several times larger */
 #else
@@ -28,42 +22,122 @@
 #define MARK 0x6b656c7069652121ull
 #define MARK_OFFSET (STACK_SIZE / 4) /* above the guard: three quarters may be used */
 
-struct sim_stack {
-    struct sim_stack *next; /* of the spare ones */
-    uint8_t *memory;        /* the guard page first */
-    size_t page;
-    ucontext_t context;
-    void *fake; /* the address sanitizer's */
+static const struct sim_switcher *const switchers[] = {
+#ifdef SIM_FIBER_ASM
+    &sim_fiber_asm,
+#endif
+#ifdef SIM_FIBER_UCONTEXT
+    &sim_fiber_ucontext,
+#endif
+    &sim_fiber_thread,
 };
-
+static const struct sim_switcher *switcher;
 static struct sim_stack *spare;
-static ucontext_t hub_context;
+
+bool sim_fibers_choose(const char *name)
+{
+    KLP_ASSERT(spare == NULL); /* a stack belongs to who made it */
+    for (size_t i = 0; i < KLP_COUNT(switchers); i++) {
+        if (strcmp(switchers[i]->name, name) != 0)
+            continue;
+        switcher = switchers[i];
+        return true;
+    }
+    return false;
+}
+
+/* ---- what the address sanitizer is told. Its own threads it knows. */
 #ifdef SIM_ASAN
 static const void *hub_bottom;
 static size_t hub_size;
 static void *hub_fake;
+
+static void leave_hub(struct sim_stack *stack)
+{
+    if (!switcher->own_threads)
+        __sanitizer_start_switch_fiber(&hub_fake, stack->low, stack->size);
+}
+
+static void reach_hub(void)
+{
+    if (!switcher->own_threads)
+        __sanitizer_finish_switch_fiber(hub_fake, NULL, NULL);
+}
+
+static void leave_fiber(struct sim_stack *stack, bool for_ever)
+{
+    if (!switcher->own_threads)
+        __sanitizer_start_switch_fiber(for_ever ? NULL : &stack->fake, hub_bottom, hub_size);
+}
+
+static void reach_fiber(struct sim_stack *stack)
+{
+    if (!switcher->own_threads)
+        __sanitizer_finish_switch_fiber(KLP_TAKE(&stack->fake), &hub_bottom, &hub_size);
+}
+
+/* A killed fiber never leaves for ever: whoever runs goes there and back in its name, without a
+ * switch, which frees what the sanitizer keeps of it. Then no frame of it is left to be guarded. */
+static void forget(struct sim_stack *stack)
+{
+    void *fake = NULL;
+    const void *bottom = NULL;
+    size_t size = 0;
+    if (switcher->own_threads)
+        return;
+    if (stack->fake != NULL) {
+        __sanitizer_start_switch_fiber(&fake, stack->low, stack->size);
+        __sanitizer_finish_switch_fiber(KLP_TAKE(&stack->fake), &bottom, &size);
+        __sanitizer_start_switch_fiber(NULL, bottom, size);
+        __sanitizer_finish_switch_fiber(fake, NULL, NULL);
+    }
+    __asan_unpoison_memory_region(stack->low, stack->size);
+}
+#else
+#define leave_hub(stack) ((void)(stack))
+#define reach_hub() ((void)0)
+#define leave_fiber(stack, for_ever) ((void)(stack), (void)(for_ever))
+#define reach_fiber(stack) ((void)(stack))
+#define forget(stack) ((void)(stack))
 #endif
+
+/* ---- stacks */
 
 static volatile uint64_t *stack_mark(const struct sim_stack *stack)
 {
-    return (volatile uint64_t *)(void *)(stack->memory + stack->page + MARK_OFFSET);
+    return (volatile uint64_t *)(void *)(stack->low + MARK_OFFSET);
 }
 
-static struct sim_stack *stack_get(void)
+static struct sim_stack *stack_create(void)
 {
-    struct sim_stack *stack = spare;
-    if (stack != NULL) {
-        spare = stack->next;
-    } else {
-        stack = calloc(1, sizeof(*stack));
-        stack->page = (size_t)sysconf(_SC_PAGESIZE);
-        stack->memory = mmap(NULL, STACK_SIZE + stack->page, PROT_READ | PROT_WRITE,
-                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        KLP_ASSERT(stack->memory != MAP_FAILED);
-        KLP_ASSERT(mprotect(stack->memory, stack->page, PROT_NONE) == 0);
-    }
+    struct sim_stack *stack = calloc(1, sizeof(*stack));
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    KLP_ASSERT(stack != NULL);
+    uint8_t *memory = mmap(NULL, STACK_SIZE + page, PROT_READ | PROT_WRITE,
+                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    KLP_ASSERT(memory != MAP_FAILED);
+    KLP_ASSERT(mprotect(memory, page, PROT_NONE) == 0);
+    stack->low = memory + page;
+    stack->size = STACK_SIZE;
     for (size_t i = 0; i < MARK_WORDS; i++)
         stack_mark(stack)[i] = MARK;
+    return stack;
+}
+
+/* The one that was used last: its upper pages are in the caches. */
+static struct sim_stack *stack_get(void)
+{
+    if (switcher == NULL)
+        switcher = switchers[0];
+    struct sim_stack *stack = spare;
+    if (stack == NULL)
+        stack = stack_create();
+    else
+        spare = stack->next;
+    if (stack->abandoned)
+        forget(stack);
+    stack->abandoned = false;
+    switcher->prepare(stack);
     return stack;
 }
 
@@ -79,18 +153,22 @@ void sim_stacks_drop(void)
 {
     while (spare != NULL) {
         struct sim_stack *stack = spare;
+        size_t page = (size_t)sysconf(_SC_PAGESIZE);
         spare = stack->next;
-        munmap(stack->memory, STACK_SIZE + stack->page);
+        if (stack->abandoned)
+            forget(stack);
+        switcher->drop(stack);
+        munmap(stack->low - page, stack->size + page);
         free(stack);
     }
 }
 
-static void fiber_main(void)
+/* ---- fibers */
+
+void sim_fiber_main(void)
 {
     struct sim_fiber *fiber = sim_world->current;
-#ifdef SIM_ASAN
-    __sanitizer_finish_switch_fiber(fiber->stack->fake, &hub_bottom, &hub_size);
-#endif
+    reach_fiber(fiber->stack);
     fiber->run(fiber->arg);
     KLP_ASSERT(fiber->mutexes == 0);
     fiber->ended = true;
@@ -103,6 +181,7 @@ struct sim_fiber *sim_fiber_start(struct sim_env *env, struct sim_domain *domain
                                   void (*run)(void *), void *arg)
 {
     struct sim_fiber *fiber = calloc(1, sizeof(*fiber));
+    KLP_ASSERT(fiber != NULL);
     fiber->id = ++sim_world->fiber_count;
     snprintf(fiber->name, sizeof(fiber->name), "%s", name);
     fiber->env = env;
@@ -112,11 +191,6 @@ struct sim_fiber *sim_fiber_start(struct sim_env *env, struct sim_domain *domain
     fiber->stack = stack_get();
     sim_source_init(&fiber->end);
     klp_list_init(&fiber->waiters);
-    KLP_ASSERT(getcontext(&fiber->stack->context) == 0);
-    fiber->stack->context.uc_stack.ss_sp = fiber->stack->memory + fiber->stack->page;
-    fiber->stack->context.uc_stack.ss_size = STACK_SIZE;
-    fiber->stack->context.uc_link = NULL;
-    makecontext(&fiber->stack->context, fiber_main, 0);
     klp_list_append(&sim_world->fibers, &fiber->link);
     fiber->parked = true;
     fiber->waits_for = "its start";
@@ -126,21 +200,18 @@ struct sim_fiber *sim_fiber_start(struct sim_env *env, struct sim_domain *domain
 
 void sim_fiber_bury(struct sim_fiber *fiber)
 {
-    if (fiber->stack != NULL)
-        stack_put(KLP_TAKE(&fiber->stack));
+    if (fiber->stack == NULL)
+        return;
+    fiber->stack->abandoned = fiber->killed;
+    stack_put(KLP_TAKE(&fiber->stack));
 }
 
 void sim_fiber_switch_in(struct sim_fiber *fiber)
 {
     sim_world->current = fiber;
-#ifdef SIM_ASAN
-    __sanitizer_start_switch_fiber(&hub_fake, fiber->stack->memory + fiber->stack->page,
-                                   STACK_SIZE);
-#endif
-    KLP_ASSERT(swapcontext(&hub_context, &fiber->stack->context) == 0);
-#ifdef SIM_ASAN
-    __sanitizer_finish_switch_fiber(hub_fake, NULL, NULL);
-#endif
+    leave_hub(fiber->stack);
+    switcher->to_fiber(fiber->stack);
+    reach_hub();
     sim_world->current = NULL;
     if (fiber->ended)
         sim_fiber_bury(fiber);
@@ -148,12 +219,8 @@ void sim_fiber_switch_in(struct sim_fiber *fiber)
 
 void sim_fiber_switch_out(void)
 {
-    struct sim_fiber *fiber = sim_world->current;
-#ifdef SIM_ASAN
-    __sanitizer_start_switch_fiber(fiber->ended ? NULL : &fiber->stack->fake, hub_bottom, hub_size);
-#endif
-    KLP_ASSERT(swapcontext(&fiber->stack->context, &hub_context) == 0);
-#ifdef SIM_ASAN
-    __sanitizer_finish_switch_fiber(fiber->stack->fake, &hub_bottom, &hub_size);
-#endif
+    struct sim_stack *stack = sim_world->current->stack;
+    leave_fiber(stack, sim_world->current->ended);
+    switcher->to_hub(stack);
+    reach_fiber(stack);
 }

@@ -56,6 +56,10 @@ static bool options_parse(int argc, char **argv, struct options *out)
                 return wrong("--seeds '%s' is no number above 0", argv[i]);
         } else if (strcmp(argv[i], "--trace") == 0 && i + 1 < argc) {
             out->trace = argv[++i];
+        } else if (strcmp(argv[i], "--fibers") == 0 && i + 1 < argc) {
+            if (!sim_fibers_choose(argv[++i]))
+                return wrong("--fibers '%s' is none of this build's: asm, ucontext, thread",
+                             argv[i]);
         } else if (strcmp(argv[i], "--store-only") == 0) {
             out->store_only = true;
         } else if (strcmp(argv[i], "--shrink") == 0) {

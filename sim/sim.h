@@ -93,6 +93,7 @@ void sim_fiber_switch_out(void);                   /* of the current fiber, to t
 void sim_fiber_kill(struct sim_fiber *fiber);
 void sim_fiber_bury(struct sim_fiber *fiber); /* an ended one: its stack is free again */
 void sim_stacks_drop(void);
+bool sim_fibers_choose(const char *name); /* asm, ucontext, thread; false = this build has none */
 
 /* Waits until sim_ready, or until the true time `until_ns`. */
 void sim_park(uint64_t until_ns, const char *what);

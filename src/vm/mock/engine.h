@@ -81,7 +81,7 @@ struct mock_channel {
 struct mock_engine {
     struct mock_state *state; /* guest memory */
     uint64_t memory_size, page_size;
-    uint64_t mib; /* bytes of what a word calls a MiB; a simulated guest's is smaller */
+    uint64_t mib;           /* bytes of what a word calls a MiB; a simulated guest's is smaller */
     struct klp_buf in, out; /* bytes from and to the host */
     uint64_t remainder_ns;  /* of a millisecond */
     bool in_session, crashed, powered_off;
