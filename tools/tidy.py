@@ -6,6 +6,7 @@ build folder until they, a header or the settings change."""
 
 import argparse
 import concurrent.futures
+import glob
 import hashlib
 import json
 import os
@@ -247,6 +248,47 @@ def check_exports(build):
             yield f"libkelpie.so does not export {wanted}"
 
 
+def same_code(build, program, members):
+    """Core objects in a link map that come from elsewhere than the archive; how many come from there."""
+    path = os.path.join(build, program + ".map")
+    if not os.path.exists(path):
+        raise Skip(f"{program} is not built")
+    with open(path, encoding="utf-8") as file:
+        objects = set(re.findall(r"(\S+/)?(src_\w\S*\.o)\b", file.read()))
+    strangers = [folder + name for folder, name in objects if name in members and folder != "libcore.a.p/"]
+    return strangers, {name for folder, name in objects if folder == "libcore.a.p/"}
+
+
+def check_same_code(build):
+    """What the simulator runs is what the daemon and the keeper are made of."""
+    members = {os.path.basename(line[:-1]) for line in nm(["--defined-only"], core_archive(build)) if line.endswith(":")}
+    taken = {}
+    for program in ("kelpied", "kelpie-keeper", "kelpie-dst"):
+        strangers, taken[program] = same_code(build, program, members)
+        yield from (f"{program}: {stranger} is not the archive's" for stranger in strangers)
+    simulated = re.compile(r"src_(teleport|node|snapshot|vm|vm_keeper|store|store_local|registry)_[a-z_0-9]+\.c\.o")
+    for name in sorted((taken["kelpied"] | taken["kelpie-keeper"]) - taken["kelpie-dst"]):
+        if simulated.fullmatch(name):
+            yield f"kelpie-dst runs without {name}"
+    defined = {line.split()[-1] for line in nm(["--defined-only"], core_archive(build)) if len(line.split()) == 3
+               and line.split()[1].isupper()}
+    for path in sorted(glob.glob(os.path.join(build, "kelpie-dst.p", "sim_*.o"))):
+        for line in nm(["-g", "--defined-only"], path):
+            if line.split() and line.split()[-1] in defined:
+                yield f"{os.path.basename(path)} defines {line.split()[-1]}, which is the core's"
+    if not taken["kelpie-dst"]:
+        yield "kelpie-dst takes nothing from the core archive"
+
+
+def core_digest(build):
+    """Over the archive's objects, in the order of their names: what every program was linked with."""
+    digest = hashlib.sha256()
+    for path in sorted(glob.glob(os.path.join(build, "libcore.a.p", "*.o"))):
+        with open(path, "rb") as file:
+            digest.update(file.read())
+    return digest.hexdigest()
+
+
 # ---- compilers
 
 
@@ -357,6 +399,7 @@ def checks(build, quick):
     yield "core objects call nothing but the allow-list", lambda: check_symbols(build)
     yield "core objects hold no mutable global", lambda: check_globals(build)
     yield "libkelpie.so exports kelpie_* only", lambda: check_exports(build)
+    yield f"daemon, keeper and simulator link one core (SHA-256 {core_digest(build)})", lambda: check_same_code(build)
     yield "public headers compile alone, as C and as C++", check_public_headers
     yield "own headers compile alone", check_own_headers
     yield "lengths of functions and files", check_lengths
