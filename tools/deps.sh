@@ -12,6 +12,13 @@ xz-utils zstd'
 [ "${2-}" = mock ] || packages="$packages
 qemu-system-x86
 clang clang-format clang-tidy cppcheck libclang-rt-14-dev"
+# The simulator must come to the same hashes on the other architecture: tests/dst/matrix.py, tools/aarch64.ini.
+foreign=''
+if [ "${2-}" != mock ] && [ "$(dpkg --print-architecture)" = amd64 ]; then
+    foreign=arm64
+    packages="$packages gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user
+libjansson-dev:arm64 libzstd-dev:arm64 libssl-dev:arm64"
+fi
 
 missing=''
 for package in $packages; do
@@ -34,6 +41,9 @@ if [ "$(id -u)" != 0 ]; then
 fi
 export DEBIAN_FRONTEND=noninteractive
 echo "installing:$missing"
+case " $missing" in
+*":$foreign"*) dpkg --print-foreign-architectures | grep -qx "$foreign" || $as_root dpkg --add-architecture "$foreign" ;;
+esac
 $as_root apt-get -q update
 # $missing is a list on purpose.
 # shellcheck disable=SC2086
