@@ -18,12 +18,17 @@
 #define HOST_PAGE 4096u
 #define CONSOLE_SIZE 256
 
-static const char device_magic[8] = "SIMDEV01";
+#define DEVICE_MAGIC 0x3130564544
+
+/* Registers, and all else that is no memory. They are of this capture and no other. */
+struct sim_device {
+    uint64_t magic, capture, words[30];
+};
 
 struct sim_vm {
     struct klp_hypervisor base;
-    struct klp_list link; /* world->vms */
-    struct sim_resource resource;
+    struct sim_resource resource, process; /* the keeper's hold on it; the process itself */
+    struct sim_guest guest;
     struct sim_domain *domain;
     struct sim_fiber *fiber; /* NULL = not spawned */
     struct mock_engine engine;
@@ -33,7 +38,7 @@ struct sim_vm {
     uint64_t size;
     struct klp_handle base_memory;
     struct sim_end host; /* the guest's end of the agent stream; conn NULL = none */
-    bool loaded, begun, stopped, frozen, killed, ended;
+    bool loaded, begun, stopped, frozen, killed, died, ended;
     uint64_t last_ns;
     struct sim_source changed;
     int64_t pid;
@@ -86,23 +91,11 @@ static bool guest_runs(const struct sim_vm *vm)
     return vm->loaded && !vm->stopped && !vm->frozen && !vm->killed && !vm->ended;
 }
 
-/* DESIGN 2.1 and 2.5, seen from the guests themselves: a move keeps the machine's id and a copy
- * gets its own, so no two workloads that run have the same one, nor the same generation. */
-static void only_copy_check(const struct sim_vm *vm)
+/* What the witness is to know: does the workload run, after all that just happened? */
+static void guest_turn(struct sim_vm *vm)
 {
-    const struct mock_state *here = vm->engine.state;
-    KLP_LIST_EACH (item, &sim_world->vms) {
-        const struct sim_vm *other = KLP_CONTAINER(item, struct sim_vm, link);
-        if (other == vm || !other->begun || !guest_runs(other) || other->engine.state->frozen)
-            continue;
-        const struct mock_state *there = other->engine.state;
-        if (memcmp(here->machine_id, there->machine_id, sizeof(here->machine_id)) == 0)
-            sim_fail(SIM_SAFETY, "two copies of one agent run: on node %s and on node %s",
-                     vm->fiber->env->name, other->fiber->env->name);
-        else if (here->has_generation && there->has_generation &&
-                 memcmp(here->generation, there->generation, sizeof(here->generation)) == 0)
-            sim_fail(SIM_SAFETY, "two guests run in the same generation");
-    }
+    bool over = vm->engine.crashed || vm->engine.powered_off;
+    sim_guest_turn(&vm->guest, guest_runs(vm) && vm->begun && !over && !vm->engine.state->frozen);
 }
 
 /* Brings the guest to now. Never blocks. Whoever calls: what the guest allocates is the guest's. */
@@ -110,6 +103,7 @@ static void guest_advance(struct sim_vm *vm)
 {
     struct sim_domain *before = sim_domain_enter(vm->domain);
     uint64_t now = sim_world->now_ns;
+    sim_guest_look(&vm->guest);
     if (!vm->begun) {
         uint8_t seed[32];
         klp_random(vm->base.env, seed, sizeof(seed));
@@ -122,8 +116,7 @@ static void guest_advance(struct sim_vm *vm)
     guest_read(vm);
     mock_engine_step(&vm->engine, now - vm->last_ns, klp_wall_ns(vm->base.env));
     vm->last_ns = now;
-    if (!vm->engine.state->frozen)
-        only_copy_check(vm);
+    guest_turn(vm);
     guest_write(vm);
     console_put(vm, vm->engine.console);
     vm->engine.console[0] = 0;
@@ -148,11 +141,34 @@ static void vm_run(void *arg)
             break;
         sim_wait_source(&vm->changed, until_ns, "a guest's input");
     }
+    sim_guest_end(&vm->guest, !vm->engine.crashed);
     if (vm->begun)
         mock_engine_finish(&vm->engine);
     sim_end_close(&vm->host);
+    sim_resource_remove(&vm->process);
     vm->ended = true;
-    sim_wake(&vm->changed);
+}
+
+/* The process dies: of what was its own nothing is left, and its keeper hears of it. */
+static void process_release(struct sim_resource *resource)
+{
+    struct sim_vm *vm = KLP_CONTAINER(resource, struct sim_vm, process);
+    sim_guest_end(&vm->guest, false);
+    vm->engine = (struct mock_engine){.state = NULL}; /* its buffers go with its domain */
+    vm->begun = false;
+    vm->ended = vm->died = true;
+    sim_end_close(&vm->host);
+}
+
+static void process_start(struct sim_vm *vm)
+{
+    struct sim_env *env = sim_env_from(vm->base.env);
+    vm->pid = ++sim_world->pid_count;
+    vm->domain = sim_domain_create(SIM_VM, env->node, "vm");
+    struct sim_domain *before = sim_domain_enter(vm->domain);
+    sim_resource_add(&vm->process, process_release);
+    sim_domain_enter(before);
+    vm->fiber = sim_fiber_start(env, vm->domain, "vm", vm_run, vm);
 }
 
 /* From now on it runs, or stands still; time that passed meanwhile is not the guest's. */
@@ -162,7 +178,47 @@ static void run_set(struct sim_vm *vm, bool *flag, bool value)
         guest_advance(vm);
     *flag = value;
     vm->last_ns = sim_world->now_ns;
+    if (vm->begun)
+        guest_turn(vm);
     sim_wake(&vm->changed);
+}
+
+/* ---- memory */
+
+/* Calls for all host pages that were ever touched. */
+static bool pages_each(struct sim_vm *vm,
+                       bool (*each)(struct sim_vm *vm, uint64_t offset, void *arg), void *arg)
+{
+    off_t at = lseek(vm->fd, 0, SEEK_DATA);
+    while (at >= 0) {
+        off_t end = lseek(vm->fd, at, SEEK_HOLE);
+        for (; at < end; at += HOST_PAGE)
+            KLP_CHECK(each(vm, (uint64_t)at, arg));
+        at = lseek(vm->fd, end, SEEK_DATA);
+    }
+    return true;
+}
+
+static bool page_digest(struct sim_vm *vm, uint64_t offset, void *arg)
+{
+    static const uint64_t zeros[SIM_PAGE_SIZE / 8];
+    uint64_t *digest = arg, words[SIM_PAGE_SIZE / 8];
+    for (uint64_t at = offset; at < offset + HOST_PAGE; at += SIM_PAGE_SIZE) {
+        if (memcmp(vm->memory + at, zeros, SIM_PAGE_SIZE) == 0)
+            continue;
+        memcpy(words, vm->memory + at, SIM_PAGE_SIZE);
+        for (size_t i = 0; i < KLP_COUNT(words); i += 2)
+            *digest = sim_mix(*digest ^ at, words[i], words[i + 1]);
+    }
+    return true;
+}
+
+/* Of all bytes; what is zero does not count. */
+static uint64_t memory_digest(struct sim_vm *vm)
+{
+    uint64_t digest = vm->size;
+    KLP_IGNORE(pages_each(vm, page_digest, &digest));
+    return digest;
 }
 
 /* ---- the keeper's orders */
@@ -201,10 +257,32 @@ static kelpie_outcome vm_spawn(const struct kelpie_op *op, struct klp_hypervisor
     }
     vm->loaded = mode == KLP_SPAWN_COLD;
     vm->stopped = mode != KLP_SPAWN_COLD;
-    vm->pid = ++sim_world->pid_count;
-    vm->domain = sim_domain_create(SIM_VM, sim_env_from(op->env)->node, "vm");
-    vm->fiber = sim_fiber_start(sim_env_from(op->env), vm->domain, "vm", vm_run, vm);
+    sim_guest_map(&vm->guest, vm->memory, vm->size);
+    process_start(vm);
     console_put(vm, mode == KLP_SPAWN_COLD ? "sim guest: cold" : "sim guest: incoming");
+    return KLP_OK;
+}
+
+static void device_fill(struct sim_device *device, uint64_t capture)
+{
+    *device = (struct sim_device){.magic = DEVICE_MAGIC, .capture = capture};
+    for (size_t i = 0; i < KLP_COUNT(device->words); i++)
+        device->words[i] = sim_mix(DEVICE_MAGIC, capture, i);
+}
+
+/* A hypervisor takes registers for what they are: whether they are right the world knows. */
+static kelpie_outcome device_load(const struct kelpie_op *op, struct sim_vm *vm,
+                                  struct klp_handle state, struct kelpie_error **err)
+{
+    struct sim_device device, right;
+    KLP_REQUIRE(klp_memory_read(op->env, state, 0, &device, sizeof(device), err));
+    if (vm->loaded || device.magic != DEVICE_MAGIC)
+        return klp_fail(err, KELPIE_E_CORRUPT, "cannot load the device state: it is no sim's");
+    device_fill(&right, device.capture);
+    if (memcmp(&device, &right, sizeof(device)) != 0)
+        sim_fail(SIM_SAFETY, "a guest on node %s is restored with damaged registers",
+                 sim_env_from(op->env)->name);
+    sim_guest_loaded(&vm->guest, device.capture, memory_digest(vm));
     return KLP_OK;
 }
 
@@ -213,11 +291,9 @@ static kelpie_outcome vm_load(const struct kelpie_op *op, struct klp_hypervisor 
                               size_t count, struct kelpie_error **err)
 {
     struct sim_vm *vm = vm_from(base);
-    char magic[sizeof(device_magic)];
     KLP_TRY(takes(op, LOAD_NS, err));
-    KLP_REQUIRE(klp_memory_read(op->env, device_state, 0, magic, sizeof(magic), err));
-    if (vm->loaded || memcmp(magic, device_magic, sizeof(magic)) != 0)
-        return klp_fail(err, KELPIE_E_CORRUPT, "cannot load the device state: it is no sim's");
+    if (vm->ended)
+        return klp_fail(err, KELPIE_E_CRASHED, "the simulated hypervisor is gone");
     for (size_t i = 0; i < count; i++) {
         uint64_t size;
         const struct sim_memory *layer = sim_handle_object(overlays[i], SIM_HANDLE_MEMORY);
@@ -226,6 +302,7 @@ static kelpie_outcome vm_load(const struct kelpie_op *op, struct klp_hypervisor 
             return klp_fail(err, KELPIE_E_CORRUPT, "an overlay is not of the guest's size");
         layer_lay(vm, layer);
     }
+    KLP_TRY(device_load(op, vm, device_state, err));
     vm->loaded = vm->stopped = true;
     return KLP_OK;
 }
@@ -260,10 +337,15 @@ static void vm_unfreeze(struct klp_hypervisor *base)
     run_set(vm_from(base), &vm_from(base)->frozen, false);
 }
 
+struct page_take { /* where captured pages go */
+    struct klp_handle dirty;
+    struct kelpie_error **err;
+};
+
 /* One host page: the small pages in it that are not as they were in the base. */
-static bool page_capture(struct sim_vm *vm, uint64_t offset, struct klp_handle dirty,
-                         struct kelpie_error **err)
+static bool page_capture(struct sim_vm *vm, uint64_t offset, void *arg)
 {
+    const struct page_take *take = arg;
     uint8_t before[HOST_PAGE] = {0};
     if (!klp_handle_is_none(vm->base_memory))
         sim_memory_copy_out(sim_handle_object(vm->base_memory, SIM_HANDLE_MEMORY), offset, before,
@@ -274,27 +356,24 @@ static bool page_capture(struct sim_vm *vm, uint64_t offset, struct klp_handle d
             continue;
         sim_fold(offset + at);
         sim_fold_bytes(page, SIM_PAGE_SIZE);
-        KLP_CHECK(klp_memory_write(vm->base.env, dirty, offset + at, page, SIM_PAGE_SIZE, err));
+        KLP_CHECK(klp_memory_write(vm->base.env, take->dirty, offset + at, page, SIM_PAGE_SIZE,
+                                   take->err));
     }
     return true;
 }
 
 static bool pages_capture(struct sim_vm *vm, struct klp_handle dirty, struct kelpie_error **err)
 {
-    off_t at = lseek(vm->fd, 0, SEEK_DATA);
-    while (at >= 0) {
-        off_t end = lseek(vm->fd, at, SEEK_HOLE);
-        for (; at < end; at += HOST_PAGE)
-            KLP_CHECK(page_capture(vm, (uint64_t)at, dirty, err));
-        at = lseek(vm->fd, end, SEEK_DATA);
-    }
-    return klp_memory_seal(vm->base.env, dirty, err);
+    struct page_take take = {dirty, err};
+    return pages_each(vm, page_capture, &take) && klp_memory_seal(vm->base.env, dirty, err);
 }
 
 static bool device_save(struct sim_vm *vm, struct klp_handle *out, struct kelpie_error **err)
 {
-    KLP_CHECK(klp_memory_create(vm->base.env, "device", sizeof(device_magic), out, err));
-    return klp_memory_write(vm->base.env, *out, 0, device_magic, sizeof(device_magic), err) &&
+    struct sim_device device;
+    device_fill(&device, sim_guest_captured(&vm->guest, memory_digest(vm)));
+    KLP_CHECK(klp_memory_create(vm->base.env, "device", sizeof(device), out, err));
+    return klp_memory_write(vm->base.env, *out, 0, &device, sizeof(device), err) &&
            klp_memory_seal(vm->base.env, *out, err);
 }
 
@@ -339,20 +418,23 @@ static kelpie_outcome vm_wait(const struct kelpie_op *op, struct klp_hypervisor 
     struct sim_vm *vm = vm_from(base);
     while (!vm->fiber->ended)
         KLP_TRY(sim_wait(op, &vm->fiber->end, "waiting for a guest's end", err));
-    *out = (struct klp_hypervisor_exit){.clean = !vm->killed && !vm->engine.crashed,
-                                        .code = vm->engine.crashed ? 99 : 0,
-                                        .signal = vm->killed ? 9 : 0};
+    bool crashed = vm->engine.crashed, signalled = vm->killed || vm->died;
+    *out = (struct klp_hypervisor_exit){
+        .clean = !signalled && !crashed, .code = crashed ? 99 : 0, .signal = signalled ? 9 : 0};
     snprintf(out->reason, sizeof(out->reason), "%s",
-             vm->killed           ? "killed as ordered"
-             : vm->engine.crashed ? "the guest crashed"
-                                  : "the guest powered off");
+             vm->killed ? "killed as ordered"
+             : vm->died ? "the hypervisor was killed by signal 9"
+             : crashed  ? "the guest crashed"
+                        : "the guest powered off");
     return KLP_OK;
 }
 
 static void vm_kill(struct klp_hypervisor *base)
 {
-    vm_from(base)->killed = true;
-    sim_wake(&vm_from(base)->changed);
+    struct sim_vm *vm = vm_from(base);
+    vm->killed = true;
+    sim_guest_end(&vm->guest, true);
+    sim_wake(&vm->changed);
 }
 
 static int64_t vm_pid(struct klp_hypervisor *base)
@@ -378,7 +460,7 @@ static void vm_release(struct sim_resource *resource)
     if (vm->fd >= 0)
         close(vm->fd);
     sim_end_close(&vm->host);
-    klp_list_remove(&vm->link);
+    sim_guest_end(&vm->guest, true); /* one that was never started */
 }
 
 static void vm_destroy(struct klp_hypervisor *base)
@@ -415,7 +497,7 @@ struct klp_hypervisor *sim_hypervisor_create(struct klp_env *env)
     vm->base_memory = KLP_NO_HANDLE;
     vm->fd = -1;
     sim_source_init(&vm->changed);
-    klp_list_append(&sim_world->vms, &vm->link);
+    sim_guest_begin(&vm->guest, sim_env_from(env)->node);
     sim_resource_add(&vm->resource, vm_release);
     return &vm->base;
 }

@@ -12,6 +12,7 @@
 #include "env/chan.h"
 #include "fault.h"
 #include "node/node.h"
+#include "witness.h"
 
 #define SIM_NODES_MAX 4
 #define SIM_NEVER UINT64_MAX
@@ -136,7 +137,7 @@ struct sim {
     uint64_t sequence, events;
     struct sim_event *heap;
     size_t heap_count, heap_capacity;
-    struct klp_list fibers, domains, listeners, vms, calls;
+    struct klp_list fibers, domains, listeners, calls;
     uint32_t fiber_count, domain_count, pid_count;
     struct sim_fiber *current;
     struct sim_domain *world_domain;
@@ -147,6 +148,7 @@ struct sim {
     size_t handle_count, handle_used;
     struct sim_plan plan;
     struct sim_faults fault;
+    struct sim_ledger ledger; /* what the guests witnessed */
     struct sim_domain *crashing; /* the hub drops it next */
     const struct sim_order *order;
     bool over; /* a bug was met: nothing more runs */

@@ -122,7 +122,7 @@ static void world_begin(struct sim *world, uint64_t seed, const struct sim_order
     klp_list_init(&world->fibers);
     klp_list_init(&world->domains);
     klp_list_init(&world->listeners);
-    klp_list_init(&world->vms);
+    sim_ledger_begin(&world->ledger);
     klp_list_init(&world->calls);
     sim_plan_make(seed, &world->plan);
     sim_faults_plan(seed, &world->fault);
@@ -154,6 +154,7 @@ static void world_end(struct sim *world)
     for (uint32_t i = 0; i < SIM_NODES_MAX; i++)
         free(world->envs[i]);
     free(world->heap);
+    sim_ledger_end(&world->ledger);
     sim_world = NULL;
 }
 
