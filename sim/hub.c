@@ -124,6 +124,20 @@ void sim_yield(void)
     sim_park(sim_world->now_ns, "its turn");
 }
 
+void sim_stops_end(void)
+{
+    KLP_LIST_EACH (item, &sim_world->fibers) {
+        struct sim_fiber *fiber = KLP_CONTAINER(item, struct sim_fiber, link);
+        if (fiber->ended || fiber->domain->stopped_until_ns <= sim_world->now_ns || !fiber->ready)
+            continue;
+        fiber->ready = false; /* its event waits for the end of the stop: a new one, now */
+        sim_ready(fiber);
+    }
+    KLP_LIST_EACH (item, &sim_world->domains) {
+        KLP_CONTAINER(item, struct sim_domain, link)->stopped_until_ns = 0;
+    }
+}
+
 /* ---- waiting for something */
 
 struct waiter {

@@ -116,6 +116,7 @@ static struct host *move(struct story *story, struct host *from)
     sim_world->fault.on = true;
     host_operate(&errand);
     sim_world->fault.on = false;
+    sim_stops_end();
     if (sim_world->faults == faults) {
         if (!host_expect(&errand))
             return NULL;

@@ -93,6 +93,8 @@ void sim_fiber_switch_in(struct sim_fiber *fiber); /* hub only; returns when it 
 void sim_fiber_switch_out(void);                   /* of the current fiber, to the hub */
 void sim_fiber_kill(struct sim_fiber *fiber);
 void sim_fiber_bury(struct sim_fiber *fiber); /* an ended one: its stack is free again */
+/* Every process that was stopped goes on (SIGCONT). */
+void sim_stops_end(void);
 void sim_stacks_drop(void);
 bool sim_fibers_choose(const char *name); /* asm, ucontext, thread; false = this build has none */
 
@@ -183,6 +185,7 @@ struct sim_diagram;
 struct sim_order { /* how a run is to be; borrowed */
     void (*scenario)(void *arg);
     void *arg;
+    const struct sim_plan *plan; /* NULL = as the seed says */
     struct sim_fault_choice choice;
     FILE *trace;                 /* NULL = none */
     struct sim_diagram *diagram; /* NULL = none */
@@ -194,6 +197,9 @@ void sim_run(uint64_t seed, const struct sim_order *order, struct sim_result *ou
 /* A run that failed, again with fewer and fewer of its faults, as long as it fails in the same way;
  * prints what is left and how it went. `order` is the one that failed, `failed` its result. */
 void sim_shrink(uint64_t seed, const struct sim_order *order, const struct sim_result *failed);
+/* Every single fault and every pair of them (or singles only) in each canonical plan; a line each
+ * on stdout. The first failure ends it, shrunk; its verdict, or PASS. */
+enum sim_verdict sim_exhaustive(uint64_t seed, bool singles_only);
 struct sim_diagram *sim_diagram_create(void);
 void sim_diagram_note(struct sim_diagram *diagram, const char *kind, const char *text);
 void sim_diagram_print(const struct sim_diagram *diagram, FILE *out);

@@ -124,7 +124,10 @@ static void world_begin(struct sim *world, uint64_t seed, const struct sim_order
     klp_list_init(&world->listeners);
     sim_ledger_begin(&world->ledger);
     klp_list_init(&world->calls);
-    sim_plan_make(seed, &world->plan);
+    if (order->plan != NULL)
+        world->plan = *order->plan;
+    else
+        sim_plan_make(seed, &world->plan);
     sim_faults_plan(seed, &world->fault);
     world->fault.choice = order->choice;
     world->world_domain = sim_domain_create(SIM_WORLD, SIM_FAULT_NOWHERE, "world");

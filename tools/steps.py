@@ -39,6 +39,21 @@ def programs_of(build, suites, only=None):
 # ---- the simulator
 
 
+def known_seeds(program):
+    """tests/dst/seeds.txt: seeds that once failed, a line each: seed, options, `#`, what was wrong."""
+    totals = [0, 0, 0]
+    with open(os.path.join(TOP, "tests", "dst", "seeds.txt"), encoding="utf-8") as file:
+        lines = [line.partition("#") for line in file if line.strip() and not line.startswith("#")]
+    for words, _, what in lines:
+        seed, *options = words.split()
+        result = subprocess.run([program, *options], env=dict(os.environ, DST_SEED=seed), stdout=subprocess.PIPE,
+                                stderr=subprocess.STDOUT, text=True)
+        if result.returncode != 0:
+            print(f"fail: seed {seed} ({what.strip()}): status {result.returncode}\n{result.stdout[-2000:]}")
+        totals[0 if result.returncode == 0 else 1] += 1
+    return totals
+
+
 def simulator(build, seeds):
     """One seed, twice, where DST_SEED names it; else a row of them. Then the planted mistakes, where they are built."""
     program = os.path.join(build, "kelpie-dst")
@@ -58,6 +73,8 @@ def simulator(build, seeds):
     if len(set(last)) != 1:
         print("fail: the same seed did not repeat")
         totals[1] += 1
+    if named is None:
+        totals = add(totals, known_seeds(program))
     mutants = glob.glob(os.path.join(build, "mutants", "*"))
     if named is None and mutants:
         result = subprocess.run([program, "--mutants"], stdout=subprocess.PIPE, text=True)

@@ -7,6 +7,7 @@
 #include "teleport/teleport.h"
 
 #define CLEANUP_MS 10000
+#define THAW_TRIES 3
 
 void klp_parts_finish(struct klp_parts *parts)
 {
@@ -131,6 +132,45 @@ static void bringup_undo(const struct kelpie_op *op, struct klp_host *host,
     klp_error_clear(&error);
 }
 
+static kelpie_outcome lease_give(const struct kelpie_op *op, const struct klp_host *host,
+                                 struct kelpie_vm *vm, uint64_t epoch, uint64_t since_ns,
+                                 struct kelpie_error **err)
+{
+    return klp_vm_lease(op, vm, epoch, since_ns + host->lease_ttl_ms * KLP_MS / 3 * 2, err);
+}
+
+/* Nobody else renews the lease before a bring-up has ended. One that was held up (a stopped daemon,
+ * a host that slept) finds its VM fenced: the registry is asked again before it goes on. */
+static kelpie_outcome thaw_try(const struct kelpie_op *op, const struct klp_host *host,
+                               struct kelpie_vm *vm, const struct klp_agent_record *record,
+                               struct kelpie_error **err)
+{
+    if (!klp_vm_gate_is_open(vm)) {
+        uint64_t since_ns = klp_boot_ns(op->env);
+        KLP_TRY(
+            klp_registry_renew(op, host->registry, record->id, record->owner, record->epoch, err));
+        KLP_TRY(lease_give(op, host, vm, record->epoch, since_ns, err));
+    }
+    struct kelpie_op within = klp_op_within(op, host->lease_ttl_ms / 3);
+    return klp_workload_thaw(&within, vm, err);
+}
+
+static kelpie_outcome thaw(const struct kelpie_op *op, const struct klp_host *host,
+                           struct kelpie_vm *vm, const struct klp_agent_record *record,
+                           struct kelpie_error **err)
+{
+    for (int i = 1;; i++) {
+        struct kelpie_error *error = NULL;
+        kelpie_outcome outcome = thaw_try(op, host, vm, record, &error);
+        if (kelpie_is_ok(outcome) || i == THAW_TRIES ||
+            !kelpie_is_ok(klp_op_check(op, "thawing", NULL))) {
+            klp_error_move(err, &error);
+            return outcome;
+        }
+        klp_error_clear(&error);
+    }
+}
+
 static kelpie_outcome bringup_try(const struct kelpie_op *op, struct klp_host *host,
                                   const struct klp_bringup *bringup, struct kelpie_vm **vm,
                                   struct klp_agent_record *record, struct kelpie_error **err)
@@ -138,8 +178,7 @@ static kelpie_outcome bringup_try(const struct kelpie_op *op, struct klp_host *h
     if (*vm == NULL)
         KLP_TRY(host->ops->vm_make(op, host, record->id, &bringup->parts->manifest.machine,
                                    bringup->parts->base, record->epoch, vm, err));
-    uint64_t fence_at = klp_boot_ns(op->env) + host->lease_ttl_ms * KLP_MS / 3 * 2;
-    KLP_TRY(klp_vm_lease(op, *vm, record->epoch, fence_at, err));
+    KLP_TRY(lease_give(op, host, *vm, record->epoch, klp_boot_ns(op->env), err));
     struct klp_agent_record next = *record;
     KLP_TRY(guest_raise(op, bringup, *vm, &next, err));
 
@@ -154,7 +193,7 @@ static kelpie_outcome bringup_try(const struct kelpie_op *op, struct klp_host *h
     klp_vm_gate_open(*vm, record->epoch);
     if (bringup->leave_frozen)
         return KLP_OK;
-    KLP_TRY(klp_workload_thaw(op, *vm, err));
+    KLP_TRY(thaw(op, host, *vm, record, err));
     if (bringup->thawed != NULL)
         KLP_TRY(bringup->thawed(op, bringup->arg, *vm, err));
     return KLP_OK;
