@@ -74,20 +74,28 @@ static void keeper_run(void *arg)
     }
     sim_note("keeper", "%s ended%s%s", start->vm, error != NULL ? ": " : "",
              error != NULL ? kelpie_error_message(error) : "");
-    free(start->path);
-    free(start);
+    klp_mem_free(start->path);
+    klp_mem_free(start);
+}
+
+/* What it is started with is the keeper's own from the first: it may die before it runs. */
+static struct sim_fiber *keeper_start(struct sim_env *env, const char *path, const char *id)
+{
+    struct sim_domain *domain = sim_domain_create(SIM_KEEPER, env->node, "keeper");
+    struct sim_domain *before = sim_domain_enter(domain);
+    struct keeper_start *start = KLP_NEW(struct keeper_start);
+    *start = (struct keeper_start){
+        .env = env, .path = klp_mem_string(path), .pid = ++sim_world->pid_count};
+    snprintf(start->vm, sizeof(start->vm), "%s", id);
+    sim_domain_enter(before);
+    return sim_fiber_start(env, domain, "keeper", keeper_run, start);
 }
 
 static kelpie_outcome launch(const struct kelpie_op *op, struct kelpie_vm_factory *factory,
                              struct klp_dir *dir, const char *id, struct kelpie_error **err)
 {
     struct sim_env *env = sim_env_from(factory->env);
-    struct keeper_start *start = calloc(1, sizeof(*start));
-    *start = (struct keeper_start){
-        .env = env, .path = strdup(klp_dir_path(dir)), .pid = ++sim_world->pid_count};
-    snprintf(start->vm, sizeof(start->vm), "%s", id);
-    struct sim_fiber *fiber = sim_fiber_start(
-        env, sim_domain_create(SIM_KEEPER, env->node, "keeper"), "keeper", keeper_run, start);
+    struct sim_fiber *fiber = keeper_start(env, klp_dir_path(dir), id);
     for (;;) {
         struct klp_chan *chan;
         if (kelpie_is_ok(klp_chan_connect(op, dir, KLP_KEEPER_SOCKET, &chan, NULL))) {
