@@ -4,6 +4,7 @@
 #   BACKEND=mock             for test-vm        SECONDS=2  for fuzz, each target
 #   DST_SEED=n DST_SEEDS=n   for test-dst       DESTDIR= PREFIX=  for install
 #   ONLY=REGEX               for test: programs whose name matches
+#   ALL=1                    for matrix: every configuration
 BUILD ?= build
 MESON ?= meson
 NINJA ?= ninja
@@ -18,7 +19,7 @@ runtests = $(PYTHON) tools/runtests.py
 .DEFAULT_GOAL = all
 MAKEFLAGS += --no-print-directory
 
-.PHONY: all deps demo test test-vm test-dst bench lint format fuzz coverage sanitize nightly install clean need-deps bare
+.PHONY: all deps demo test test-vm test-dst matrix bench lint format fuzz coverage sanitize nightly install clean need-deps bare
 
 all: $(BUILD)/build.ninja
 	@$(if $(strip $(options)),$(MESON) configure $(BUILD) $(options))
@@ -55,6 +56,10 @@ test-vm: need-deps all
 test-dst: need-deps all
 	@$(PYTHON) tools/steps.py test-dst --build $(BUILD) $(if $(DST_SEEDS),--seeds $(DST_SEEDS))
 
+# The simulator, built and run otherwise, comes to the same hash.
+matrix: need-deps all
+	@$(PYTHON) tools/steps.py matrix --build $(BUILD) $(if $(ALL),--all)
+
 bench: need-deps all
 	@$(PYTHON) bench/run $(BUILD)
 
@@ -90,7 +95,7 @@ nightly: need-deps all
 	@$(MAKE) test
 	@$(MAKE) sanitize
 	@$(MAKE) fuzz SECONDS=120
-	@if [ -x $(BUILD)/kelpie-dst ]; then $(MAKE) test-dst DST_SEEDS=100000; \
+	@if [ -x $(BUILD)/kelpie-dst ]; then $(MAKE) matrix ALL=1 && $(MAKE) test-dst DST_SEEDS=100000; \
 	else echo "nightly: no simulator in this build" >&2; exit 2; fi
 
 install: all

@@ -220,7 +220,7 @@ def arguments():
     parser.add_argument("--list", action="store_true", help="names only")
     parser.add_argument("--verbose", action="store_true", help="show all output")
     parser.add_argument("--env", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("suites", nargs="+", choices=["unit", "threaded", "corpus", "e2e", "crash"])
+    parser.add_argument("suites", nargs="+", choices=["unit", "threaded", "corpus", "e2e", "crash", "dst"])
     return parser.parse_args()
 
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""The steps of the Makefile that run something and judge it: test, test-vm, test-dst, fuzz, sanitize, coverage. What
-they run was built before. Each ends with `N passed, N failed, N skipped`; a step with nothing behind it says so and
-ends with status 2."""
+"""The steps of the Makefile that run something and judge it: test, test-vm, test-dst, matrix, fuzz, sanitize, coverage.
+What they run was built before, but for the matrix's own. Each ends with `N passed, N failed, N skipped`; a step with
+nothing behind it says so and ends with status 2."""
 
 import argparse
 import collections
@@ -19,6 +19,7 @@ import runtests
 from runtests import TOP, Program
 
 SEEDS = 500  # of `make test` and `make test-dst`
+MATRIX_SECONDS = 3600
 SKIPPED = [0, 0, 1]
 
 
@@ -84,6 +85,17 @@ def simulator(build, seeds):
     return totals
 
 
+def matrix(options):
+    """The same seeds, built and run otherwise. Alone: it builds, too."""
+    if not os.path.exists(os.path.join(options.build, "kelpie-dst")):
+        nothing("matrix: this build has no simulator")
+    programs = programs_of(options.build, ("dst",), "^dst/matrix$")
+    for program in programs:
+        program.command += ["--all"] if options.all else []
+        program.seconds = MATRIX_SECONDS
+    return runtests.conclude(runtests.run_all(options.build, programs, jobs=1, verbose=True))
+
+
 def test_dst(options):
     if not os.path.exists(os.path.join(options.build, "kelpie-dst")):
         nothing("test-dst: this build has no simulator")
@@ -95,11 +107,14 @@ def test_dst(options):
 
 def test(options):
     programs = programs_of(options.build, ("unit", "corpus", "e2e", "crash"), options.only)
-    if not programs:
+    has_simulator = os.path.exists(os.path.join(options.build, "kelpie-dst"))
+    simulating = programs_of(options.build, ("dst",), options.only) if has_simulator else []
+    if not programs and not simulating:
         nothing("test: no program matches")
     totals = runtests.run_all(options.build, programs)
+    totals = add(totals, runtests.run_all(options.build, simulating, jobs=1))
     if options.only is None:
-        if os.path.exists(os.path.join(options.build, "kelpie-dst")):
+        if has_simulator:
             totals = add(totals, simulator(options.build, options.seeds or SEEDS))
         else:
             print("  skip simulator: this build has no kelpie-dst")
@@ -219,7 +234,7 @@ def coverage(options):
     return runtests.conclude(totals)
 
 
-STEPS = {"test": test, "test-vm": test_vm, "test-dst": test_dst, "sanitize": sanitize, "fuzz": fuzz,
+STEPS = {"test": test, "test-vm": test_vm, "test-dst": test_dst, "matrix": matrix, "sanitize": sanitize, "fuzz": fuzz,
          "coverage": coverage}
 
 
@@ -231,6 +246,7 @@ def main():
     parser.add_argument("--only", metavar="REGEX")
     parser.add_argument("--seconds", type=int, default=2)
     parser.add_argument("--seeds", type=int)
+    parser.add_argument("--all", action="store_true", help="matrix: every configuration")
     options = parser.parse_args()
     options.build = os.path.abspath(options.build)
     return STEPS[options.step](options)

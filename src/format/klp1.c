@@ -70,7 +70,7 @@ void klp1_header_encode(const struct klp1_lengths *lengths, uint8_t out[KLP1_HEA
 
 bool klp1_decode(const void *bytes, size_t size, struct klp1_blob *out, struct kelpie_error **err)
 {
-    struct klp1_lengths lengths;
+    struct klp1_lengths lengths = {0}; /* gcc 12 at -O3 sees a way past the header */
     KLP_CHECK(klp1_header_decode(bytes, size, size, &lengths, err));
     /* Each length is at most `size` now: their sum is exactly that. */
     const uint8_t *at = (const uint8_t *)bytes + KLP1_HEADER_SIZE;
