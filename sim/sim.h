@@ -150,7 +150,7 @@ struct sim {
     size_t handle_count, handle_used;
     struct sim_plan plan;
     struct sim_faults fault;
-    struct sim_ledger ledger; /* what the guests witnessed */
+    struct sim_ledger ledger;    /* what the guests witnessed */
     struct sim_domain *crashing; /* the hub drops it next */
     const struct sim_order *order;
     bool over; /* a bug was met: nothing more runs */
