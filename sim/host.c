@@ -63,7 +63,8 @@ static kelpie_outcome host_wire(const struct kelpie_op *op, struct host *host,
     KLP_REQUIRE(klp_dir_open_at(host->state_dir, "vms", true, &host->vms_dir, err));
     KLP_REQUIRE(klp_store_local_create(host->env, "/shared/store", &host->store, err));
     host->registry = sim_registry_create(host->env, host->rows);
-    host->factory = sim_factory_create(host->env, host->vms_dir, KLP_ARCH_X86_64);
+    struct sim_facts facts = SIM_FACTS(KLP_ARCH_X86_64);
+    host->factory = sim_factory_create(host->env, host->vms_dir, &facts);
     struct klp_node_options options = {.env = host->env,
                                        .name = host->name,
                                        .endpoint = host->peer->endpoint,

@@ -32,6 +32,7 @@ struct sim_vm {
     struct sim_domain *domain;
     struct sim_fiber *fiber; /* NULL = not spawned */
     struct mock_engine engine;
+    struct sim_facts facts; /* of its node */
     enum klp_arch arch;
     uint8_t *memory;
     int fd;
@@ -244,6 +245,10 @@ static kelpie_outcome vm_spawn(const struct kelpie_op *op, struct klp_hypervisor
     (void)files;
     (void)file_count;
     KLP_TRY(takes(op, SPAWN_NS, err));
+    if (!sim_facts_fit(&vm->facts, machine, NULL)) /* DESIGN 2.4: it was to be refused before */
+        sim_fail(SIM_SAFETY, "node %s starts a machine that it cannot run: %s %s %s",
+                 sim_env_from(op->env)->name, klp_arch_name(machine->arch), machine->cpu,
+                 machine->backend_version);
     vm->size = machine->memory_bytes;
     vm->arch = machine->arch;
     vm->fd = memfd_create("kelpie-dst-guest", MFD_CLOEXEC);
@@ -490,10 +495,11 @@ static const struct klp_hypervisor_ops vm_ops = {
     .destroy = vm_destroy,
 };
 
-struct klp_hypervisor *sim_hypervisor_create(struct klp_env *env)
+struct klp_hypervisor *sim_hypervisor_create(struct klp_env *env, const struct sim_facts *facts)
 {
     struct sim_vm *vm = KLP_NEW(struct sim_vm);
     vm->base = (struct klp_hypervisor){&vm_ops, env};
+    vm->facts = *facts;
     vm->base_memory = KLP_NO_HANDLE;
     vm->fd = -1;
     sim_source_init(&vm->changed);

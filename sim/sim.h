@@ -272,11 +272,20 @@ struct sim_registry_rows;
 struct sim_registry_rows *sim_registry_rows_create(void); /* the service: outlives every node */
 void sim_registry_rows_destroy(struct sim_registry_rows *rows);
 struct klp_registry *sim_registry_create(struct klp_env *env, struct sim_registry_rows *rows);
+struct sim_facts { /* what machines a node can run */
+    enum klp_arch arch;
+    uint32_t cpu;     /* a bit a feature */
+    char version[16]; /* of the simulated hypervisor; snapshots are for one MAJOR.MINOR */
+};
+#define SIM_FACTS(of_arch) ((struct sim_facts){(of_arch), 0xf, "1.0.0"})
 /* `vms_dir` is borrowed. */
 struct kelpie_vm_factory *sim_factory_create(struct klp_env *env, struct klp_dir *vms_dir,
-                                             enum klp_arch arch);
+                                             const struct sim_facts *facts);
+/* False: it cannot run there; why not, but for the architecture, is added to *faults. */
+bool sim_facts_fit(const struct sim_facts *facts, const struct klp_machine *machine,
+                   struct kelpie_error **faults);
 struct klp_hypervisor;
-struct klp_hypervisor *sim_hypervisor_create(struct klp_env *env);
+struct klp_hypervisor *sim_hypervisor_create(struct klp_env *env, const struct sim_facts *facts);
 
 /* ---- scenario.c */
 void sim_scenario_store(void *arg);

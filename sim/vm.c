@@ -12,10 +12,22 @@
 
 #define ORPHAN_MS 30000
 #define LOOK_MS 1
+#define CPU_PREFIX "sim-"
+
+struct sim_factory {
+    struct kelpie_vm_factory base;
+    struct sim_facts facts;
+};
+
+static const struct sim_facts *facts_of(const struct kelpie_vm_factory *factory)
+{
+    return &((const struct sim_factory *)factory)->facts;
+}
 
 static bool machine_make(struct kelpie_vm_factory *factory, const struct kelpie_vm_config *config,
                          struct klp_machine *out, struct kelpie_error **faults)
 {
+    const struct sim_facts *facts = facts_of(factory);
     (void)faults; /* kernel, initramfs and arguments mean nothing to it */
     *out = (struct klp_machine){.version = KLP_MACHINE_VERSION,
                                 .arch = factory->arch,
@@ -23,10 +35,43 @@ static bool machine_make(struct kelpie_vm_factory *factory, const struct kelpie_
                                 .memory_bytes = (uint64_t)config->memory_mib * SIM_MIB,
                                 .page_log2 = SIM_PAGE_LOG2};
     klp_text_copy(out->backend, sizeof(out->backend), "sim");
-    klp_text_copy(out->backend_version, sizeof(out->backend_version), "1.0.0");
+    klp_text_copy(out->backend_version, sizeof(out->backend_version), facts->version);
     klp_text_copy(out->type, sizeof(out->type), "sim");
-    klp_text_copy(out->cpu, sizeof(out->cpu), "sim");
+    klp_format(out->cpu, sizeof(out->cpu), CPU_PREFIX "%04x", facts->cpu);
     return true;
+}
+
+static size_t release_size(const char *version) /* of MAJOR.MINOR */
+{
+    size_t major = strcspn(version, ".");
+    return version[major] == 0 ? major : major + 1 + strcspn(version + major + 1, ".");
+}
+
+/* What its processor needs, a bit a feature. */
+static bool cpu_parse(const char *cpu, uint32_t *out)
+{
+    char *end = NULL;
+    if (strncmp(cpu, CPU_PREFIX, strlen(CPU_PREFIX)) != 0)
+        return false;
+    *out = (uint32_t)strtoul(cpu + strlen(CPU_PREFIX), &end, 16);
+    return *end == 0;
+}
+
+bool sim_facts_fit(const struct sim_facts *facts, const struct klp_machine *machine,
+                   struct kelpie_error **faults)
+{
+    uint32_t needed = 0;
+    size_t size = release_size(facts->version);
+    bool known = cpu_parse(machine->cpu, &needed);
+    bool same_release = size == release_size(machine->backend_version) &&
+                        strncmp(machine->backend_version, facts->version, size) == 0;
+    if (!same_release)
+        klp_error_reason_add(faults, "version: snapshot needs sim %s, node has %s",
+                             machine->backend_version, facts->version);
+    if (!known || (needed & ~facts->cpu) != 0)
+        klp_error_reason_add(faults, "cpu: snapshot needs %s, node has " CPU_PREFIX "%04x",
+                             machine->cpu, facts->cpu);
+    return same_release && known && (needed & ~facts->cpu) == 0 && machine->arch == facts->arch;
 }
 
 static bool machine_accept(struct kelpie_vm_factory *factory, const struct klp_machine *machine,
@@ -34,18 +79,12 @@ static bool machine_accept(struct kelpie_vm_factory *factory, const struct klp_m
 {
     struct kelpie_error *faults = NULL;
     KLP_IGNORE(klp_refuse(&faults, KELPIE_E_INCOMPATIBLE, "this simulated backend cannot run it"));
-    if (strcmp(machine->backend, "sim") != 0)
-        klp_error_reason_add(&faults, "backend: the snapshot is of %s, this is sim",
-                             machine->backend);
-    if (machine->arch != factory->arch)
-        klp_error_reason_add(&faults, "arch: the snapshot needs %s, this node is %s",
-                             klp_arch_name(machine->arch), klp_arch_name(factory->arch));
-    if (kelpie_error_reason_count(faults) > 0) {
-        klp_error_move(err, &faults);
-        return false;
+    if (sim_facts_fit(facts_of(factory), machine, &faults)) {
+        klp_error_clear(&faults);
+        return true;
     }
-    klp_error_clear(&faults);
-    return true;
+    klp_error_move(err, &faults);
+    return false;
 }
 
 /* ---- keepers: what a process would be given on its command line */
@@ -55,6 +94,7 @@ struct keeper_start {
     char *path;
     char vm[KLP_ID_SIZE];
     int64_t pid;
+    struct sim_facts facts;
 };
 
 static void keeper_run(void *arg)
@@ -65,7 +105,8 @@ static void keeper_run(void *arg)
     KLP_AUTO(dir) struct klp_dir *dir = NULL;
     if (klp_dir_open(env, start->path, false, &dir, &error)) {
         struct klp_keeper_options options = {.dir = dir,
-                                             .hypervisor = sim_hypervisor_create(env),
+                                             .hypervisor =
+                                                 sim_hypervisor_create(env, &start->facts),
                                              .orphan_ms = ORPHAN_MS,
                                              .pid = start->pid};
         memcpy(options.vm, start->vm, sizeof(options.vm));
@@ -79,13 +120,14 @@ static void keeper_run(void *arg)
 }
 
 /* What it is started with is the keeper's own from the first: it may die before it runs. */
-static struct sim_fiber *keeper_start(struct sim_env *env, const char *path, const char *id)
+static struct sim_fiber *keeper_start(struct sim_env *env, const char *path, const char *id,
+                                      const struct sim_facts *facts)
 {
     struct sim_domain *domain = sim_domain_create(SIM_KEEPER, env->node, "keeper");
     struct sim_domain *before = sim_domain_enter(domain);
     struct keeper_start *start = KLP_NEW(struct keeper_start);
     *start = (struct keeper_start){
-        .env = env, .path = klp_mem_string(path), .pid = ++sim_world->pid_count};
+        .env = env, .path = klp_mem_string(path), .pid = ++sim_world->pid_count, .facts = *facts};
     snprintf(start->vm, sizeof(start->vm), "%s", id);
     sim_domain_enter(before);
     return sim_fiber_start(env, domain, "keeper", keeper_run, start);
@@ -95,7 +137,7 @@ static kelpie_outcome launch(const struct kelpie_op *op, struct kelpie_vm_factor
                              struct klp_dir *dir, const char *id, struct kelpie_error **err)
 {
     struct sim_env *env = sim_env_from(factory->env);
-    struct sim_fiber *fiber = keeper_start(env, klp_dir_path(dir), id);
+    struct sim_fiber *fiber = keeper_start(env, klp_dir_path(dir), id, facts_of(factory));
     for (;;) {
         struct klp_chan *chan;
         if (kelpie_is_ok(klp_chan_connect(op, dir, KLP_KEEPER_SOCKET, &chan, NULL))) {
@@ -138,13 +180,14 @@ static const struct klp_factory_ops factory_ops = {
 };
 
 struct kelpie_vm_factory *sim_factory_create(struct klp_env *env, struct klp_dir *vms_dir,
-                                             enum klp_arch arch)
+                                             const struct sim_facts *facts)
 {
-    struct kelpie_vm_factory *factory = KLP_NEW(struct kelpie_vm_factory);
-    *factory = (struct kelpie_vm_factory){.ops = &factory_ops,
-                                          .env = env,
-                                          .vms_dir = vms_dir,
-                                          .arch = arch,
-                                          .boot_timeout_ms = 60000};
-    return factory;
+    struct sim_factory *factory = KLP_NEW(struct sim_factory);
+    *factory = (struct sim_factory){.base = {.ops = &factory_ops,
+                                             .env = env,
+                                             .vms_dir = vms_dir,
+                                             .arch = facts->arch,
+                                             .boot_timeout_ms = 60000},
+                                    .facts = *facts};
+    return &factory->base;
 }

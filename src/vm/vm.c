@@ -347,7 +347,7 @@ bool klp_vm_factory_accepts(struct kelpie_vm_factory *factory, const struct klp_
     if (machine->arch != factory->arch)
         klp_error_reason_add(&refusal, "its guest is %s, guests here are %s",
                              klp_arch_name(machine->arch), klp_arch_name(factory->arch));
-    if (kelpie_error_reason_count(refusal) == 0)
+    if (kelpie_error_reason_count(refusal) == 0 && factory->ops->accepts != NULL)
         accepted = factory->ops->accepts(factory, machine, &own);
     reasons_move(&refusal, &own);
     if (accepted && kelpie_error_reason_count(refusal) == 0) {

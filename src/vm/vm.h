@@ -149,6 +149,7 @@ struct klp_factory_ops {
      * the defaults. */
     bool (*machine)(struct kelpie_vm_factory *, const struct kelpie_vm_config *,
                     struct klp_machine *, struct kelpie_error **faults);
+    /* Backend and architecture are the same. NULL: then it runs whatever it made. */
     bool (*accepts)(struct kelpie_vm_factory *, const struct klp_machine *, struct kelpie_error **);
     /* Starts a keeper for VM `id` in its folder `dir` and waits until it listens on "keeper". */
     kelpie_outcome (*launch)(const struct kelpie_op *, struct kelpie_vm_factory *,

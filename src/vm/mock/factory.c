@@ -29,25 +29,6 @@ static bool mock_machine(struct kelpie_vm_factory *factory, const struct kelpie_
     return true;
 }
 
-static bool mock_accepts(struct kelpie_vm_factory *factory, const struct klp_machine *machine,
-                         struct kelpie_error **err)
-{
-    struct kelpie_error *faults = NULL;
-    KLP_IGNORE(klp_refuse(&faults, KELPIE_E_INCOMPATIBLE, "this mock backend cannot run it"));
-    if (strcmp(machine->backend, "mock") != 0)
-        klp_error_reason_add(&faults, "backend: the snapshot is of %s, this is mock",
-                             machine->backend);
-    if (machine->arch != factory->arch)
-        klp_error_reason_add(&faults, "arch: the snapshot needs %s, this node is %s",
-                             klp_arch_name(machine->arch), klp_arch_name(factory->arch));
-    if (kelpie_error_reason_count(faults) > 0) {
-        klp_error_move(err, &faults);
-        return false;
-    }
-    klp_error_clear(&faults);
-    return true;
-}
-
 static kelpie_outcome mock_launch(const struct kelpie_op *op, struct kelpie_vm_factory *factory,
                                   struct klp_dir *dir, const char *id, struct kelpie_error **err)
 {
@@ -79,7 +60,6 @@ static const struct klp_factory_ops mock_ops = {
     .caps = KELPIE_VM_CAP_SNAPSHOT | KELPIE_VM_CAP_DIFF_SNAPSHOT | KELPIE_VM_CAP_LIVE_CAPTURE |
             KELPIE_VM_CAP_CROSS_HOST_RESTORE | KELPIE_VM_CAP_TEMPLATE,
     .machine = mock_machine,
-    .accepts = mock_accepts,
     .launch = mock_launch,
     .boot_files = mock_boot_files,
     .destroy = mock_destroy,
