@@ -99,6 +99,7 @@ struct klp_node {
     struct klp_samples *samples;
     struct klp_dir *agents_dir, *notes_dir, *operations_dir;
     struct klp_list agents, operations, chores;      /* (m) */
+    bool sweep_due;                                  /* (m) the janitor looks for VMs to end */
     unsigned agent_count, operation_count;           /* (m) */
     struct base bases[NODE_BASES_MAX];               /* (m) */
     uint64_t base_clock;                             /* (m) */
@@ -175,6 +176,8 @@ bool record_needs_vm(const struct klp_agent_record *record);
 /* Its VM is gone and the registry did not take it: the janitor tries again until it does. NONE =
  * the agent is to be removed. */
 void record_later(struct node_agent *agent, enum klp_agent_state state, const char *reason);
+/* VMs whose end was ordered and not answered. */
+void node_sweep(const struct kelpie_op *op, struct klp_node *node);
 void chore_post(struct klp_node *node, enum chore_kind kind, const char *agent_id,
                 const struct life *life, const char *text);
 void janitor_run(void *node);

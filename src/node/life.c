@@ -383,6 +383,15 @@ static void chore_do(struct klp_node *node, const struct chore *chore)
     agent_give(agent);
 }
 
+void node_sweep(const struct kelpie_op *op, struct klp_node *node)
+{
+    for (size_t i = 0; i < node->host.factory_count; i++) {
+        KLP_AUTO(kelpie_error) struct kelpie_error *error = NULL;
+        if (!kelpie_is_ok(klp_vm_sweep(op, node->host.factories[i], &error)))
+            klp_log(op->env, KLP_LOG_WARN, "node.sweep", "error=%s", kelpie_error_message(error));
+    }
+}
+
 void janitor_run(void *arg)
 {
     struct klp_node *node = arg;
@@ -391,13 +400,19 @@ void janitor_run(void *arg)
     while (!klp_cancel_is_raised(node->cancel)) {
         struct chore *chore = NULL;
         klp_mutex_lock(node->mutex);
-        if (klp_list_is_empty(&node->chores))
+        if (klp_list_is_empty(&node->chores) && !node->sweep_due)
             KLP_IGNORE(klp_cond_wait(&op, node->changed, node->mutex, NULL));
         if (!klp_list_is_empty(&node->chores)) {
             chore = KLP_CONTAINER(node->chores.next, struct chore, link);
             klp_list_remove(&chore->link);
         }
+        bool sweep = node->sweep_due;
+        node->sweep_due = false;
         klp_mutex_unlock(node->mutex);
+        if (sweep) {
+            struct kelpie_op within = klp_op_within(&op, NODE_CLEANUP_MS);
+            node_sweep(&within, node);
+        }
         if (chore == NULL)
             continue;
         chore_do(node, chore);
@@ -512,6 +527,10 @@ void lease_run(void *arg)
             life_return(lives[i]);
         }
         arrivals_expire(&op, node);
+        KLP_LOCKED (node->mutex) {
+            node->sweep_due = true;
+            klp_cond_wake(node->changed);
+        }
         next_ns += period_ns;
         if (next_ns < klp_boot_ns(env))
             next_ns = klp_boot_ns(env); /* the host slept */

@@ -224,6 +224,8 @@ void klp_node_close(const struct kelpie_op *op, struct klp_node *node, bool stop
     KLP_LIST_EACH (item, &node->agents) {
         life_end(op, KLP_CONTAINER(item, struct node_agent, link), true);
     }
+    if (stop_agents)
+        node_sweep(op, node);
     node_free(node);
 }
 

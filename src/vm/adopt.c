@@ -162,6 +162,24 @@ static kelpie_outcome keeper_probe(const struct kelpie_op *op, struct kelpie_vm_
     return kelpie_is_ok(outcome) ? outcome : klp_op_check(op, "looking for keepers", err);
 }
 
+static bool is_condemned(struct kelpie_vm_factory *factory, const char *id)
+{
+    KLP_AUTO(dir) struct klp_dir *dir = NULL;
+    KLP_AUTO(file) struct klp_file *file = NULL;
+    return klp_dir_open_at(factory->vms_dir, id, false, &dir, NULL) &&
+           klp_file_open(dir, KLP_KEEPER_ENDED, &file, NULL);
+}
+
+/* Later, if not now: its keeper has the order, and fences its guest whatever comes. */
+static void condemned_end(const struct kelpie_op *op, struct kelpie_vm_factory *factory,
+                          const char *id)
+{
+    struct kelpie_op within = klp_op_within(op, SCAN_CONNECT_MS);
+    KLP_AUTO(kelpie_error) struct kelpie_error *why = NULL;
+    if (!kelpie_is_ok(klp_vm_abandon(&within, factory, id, &why)))
+        klp_log(op->env, KLP_LOG_WARN, "vm.sweep", "vm=%s error=%s", id, kelpie_error_message(why));
+}
+
 static kelpie_outcome scan_run(const struct kelpie_op *op, struct kelpie_vm_factory *factory,
                                struct scan *scan, bool (*each)(void *arg, const char *id),
                                void *arg, struct kelpie_error **err)
@@ -172,10 +190,35 @@ static kelpie_outcome scan_run(const struct kelpie_op *op, struct kelpie_vm_fact
         KLP_TRY(keeper_probe(op, factory, scan->ids[i], &there, err));
         if (!there)
             KLP_REQUIRE(klp_dir_remove_tree(factory->vms_dir, scan->ids[i], err));
+        else if (is_condemned(factory, scan->ids[i]))
+            condemned_end(op, factory, scan->ids[i]);
         else if (!each(arg, scan->ids[i]))
             break;
     }
     return KLP_OK;
+}
+
+static kelpie_outcome sweep_run(const struct kelpie_op *op, struct kelpie_vm_factory *factory,
+                                struct scan *scan, struct kelpie_error **err)
+{
+    KLP_REQUIRE(klp_dir_list(factory->vms_dir, id_take, scan, err));
+    for (size_t i = 0; i < scan->count; i++)
+        if (is_condemned(factory, scan->ids[i]))
+            condemned_end(op, factory, scan->ids[i]);
+    return KLP_OK;
+}
+
+static kelpie_outcome with_ids(const struct kelpie_op *op, struct kelpie_vm_factory *factory,
+                               bool (*each)(void *arg, const char *id), void *arg,
+                               struct kelpie_error **err)
+{
+    struct scan scan = {.ids = klp_mem_try(SCAN_MAX * KLP_ID_SIZE)};
+    if (scan.ids == NULL)
+        return klp_fail(err, KELPIE_E_NO_MEMORY, "no memory for a list of VMs");
+    kelpie_outcome outcome = each != NULL ? scan_run(op, factory, &scan, each, arg, err)
+                                          : sweep_run(op, factory, &scan, err);
+    klp_mem_free(scan.ids);
+    return klp_wrap(err, outcome, "cannot look for VMs below %s", klp_dir_path(factory->vms_dir));
 }
 
 /* Only before VMs are made here: a folder whose keeper is just being launched looks dead. */
@@ -183,10 +226,11 @@ kelpie_outcome klp_vm_scan(const struct kelpie_op *op, struct kelpie_vm_factory 
                            bool (*each)(void *arg, const char *id), void *arg,
                            struct kelpie_error **err)
 {
-    struct scan scan = {.ids = klp_mem_try(SCAN_MAX * KLP_ID_SIZE)};
-    if (scan.ids == NULL)
-        return klp_fail(err, KELPIE_E_NO_MEMORY, "no memory for a list of VMs");
-    kelpie_outcome outcome = scan_run(op, factory, &scan, each, arg, err);
-    klp_mem_free(scan.ids);
-    return klp_wrap(err, outcome, "cannot look for VMs below %s", klp_dir_path(factory->vms_dir));
+    return with_ids(op, factory, each, arg, err);
+}
+
+kelpie_outcome klp_vm_sweep(const struct kelpie_op *op, struct kelpie_vm_factory *factory,
+                            struct kelpie_error **err)
+{
+    return with_ids(op, factory, NULL, NULL, err);
 }

@@ -128,6 +128,11 @@ KELPIE_MUST_USE kelpie_outcome klp_vm_abandon(const struct kelpie_op *op,
                                               struct kelpie_vm_factory *factory, const char *id,
                                               struct kelpie_error **err);
 
+/* Ends what was to be destroyed and did not say that it ended: a keeper that stood still then. */
+KELPIE_MUST_USE kelpie_outcome klp_vm_sweep(const struct kelpie_op *op,
+                                            struct kelpie_vm_factory *factory,
+                                            struct kelpie_error **err);
+
 /* ---- compatibility: may this factory run that machine? Every reason why not is appended to *err
  * of INCOMPATIBLE. Pure facts of the factory; no side effects. */
 KELPIE_MUST_USE bool klp_vm_factory_accepts(struct kelpie_vm_factory *factory,

@@ -10,6 +10,7 @@
 #include "format/machine.h"
 
 #define KLP_KEEPER_SOCKET "keeper" /* name in the VM's folder */
+#define KLP_KEEPER_ENDED "ended"   /* there: its end was ordered and not awaited; the folder goes */
 
 /* ---- a hypervisor as its keeper sees it; one implementation a backend (vm/mock, vm/qemu, sim/).
  */

@@ -295,7 +295,8 @@ kelpie_outcome keeper_kill(const struct kelpie_op *op, struct keeper *keeper,
 static bool entry_remove(void *arg, const char *name)
 {
     struct klp_dir *dir = arg;
-    KLP_IGNORE(klp_dir_remove_tree(dir, name, NULL));
+    if (strcmp(name, KLP_KEEPER_ENDED) != 0) /* tells who may remove the folder itself */
+        KLP_IGNORE(klp_dir_remove_tree(dir, name, NULL));
     return true;
 }
 
