@@ -108,6 +108,20 @@ static volatile uint64_t *stack_mark(const struct sim_stack *stack)
     return (volatile uint64_t *)(void *)(stack->low + MARK_OFFSET);
 }
 
+static void stack_mark_set(struct sim_stack *stack)
+{
+    for (size_t i = 0; i < MARK_WORDS; i++)
+        stack_mark(stack)[i] = MARK;
+}
+
+static bool stack_mark_intact(const struct sim_stack *stack)
+{
+    for (size_t i = 0; i < MARK_WORDS; i++)
+        if (stack_mark(stack)[i] != MARK)
+            return false;
+    return true;
+}
+
 static struct sim_stack *stack_create(void)
 {
     struct sim_stack *stack = calloc(1, sizeof(*stack));
@@ -119,8 +133,7 @@ static struct sim_stack *stack_create(void)
     KLP_ASSERT(mprotect(memory, page, PROT_NONE) == 0);
     stack->low = memory + page;
     stack->size = STACK_SIZE;
-    for (size_t i = 0; i < MARK_WORDS; i++)
-        stack_mark(stack)[i] = MARK;
+    stack_mark_set(stack);
     return stack;
 }
 
@@ -139,14 +152,6 @@ static struct sim_stack *stack_get(void)
     stack->abandoned = false;
     switcher->prepare(stack);
     return stack;
-}
-
-static void stack_put(struct sim_stack *stack)
-{
-    for (size_t i = 0; i < MARK_WORDS; i++)
-        KLP_ASSERT(stack_mark(stack)[i] == MARK); /* else a fiber used more than it may */
-    stack->next = spare;
-    spare = stack;
 }
 
 void sim_stacks_drop(void)
@@ -200,10 +205,16 @@ struct sim_fiber *sim_fiber_start(struct sim_env *env, struct sim_domain *domain
 
 void sim_fiber_bury(struct sim_fiber *fiber)
 {
-    if (fiber->stack == NULL)
+    struct sim_stack *stack = KLP_TAKE(&fiber->stack);
+    if (stack == NULL)
         return;
-    fiber->stack->abandoned = fiber->killed;
-    stack_put(KLP_TAKE(&fiber->stack));
+    if (!stack_mark_intact(stack)) {
+        sim_fail(SIM_ASSERTION, "fiber %s used more than three quarters of its stack", fiber->name);
+        stack_mark_set(stack);
+    }
+    stack->abandoned = fiber->killed;
+    stack->next = spare;
+    spare = stack;
 }
 
 void sim_fiber_switch_in(struct sim_fiber *fiber)
