@@ -41,6 +41,8 @@ struct node_agent {
     struct klp_digest template_;        /* (s) the VM was cloned from; zero = none */
     bool remove_at_end;
     struct klp_settle_watch settle; /* (s) of a hand-off that is open */
+    bool intent_open; /* (s) of a move whose intent is to be taken back; it may not have arrived yet
+                       */
 };
 
 struct base { /* a resident template layer */

@@ -52,7 +52,8 @@ kelpie_outcome teleport_run(const struct kelpie_op *op, struct operation *operat
         return klp_fail(err, KELPIE_E_STATE, "cannot teleport '%s': it is %s", agent->name,
                         klp_agent_state_name(agent->record.state));
     kelpie_outcome outcome = departure_run(op, operation, agent, &destination, &result, err);
-    if (kelpie_is_unknown(outcome))
+    agent->intent_open = kelpie_is_unknown(outcome);
+    if (agent->intent_open)
         chore_post(node, CHORE_SETTLE, agent->id, NULL, "");
     if (!result.gone)
         return outcome;

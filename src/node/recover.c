@@ -43,37 +43,64 @@ static bool note_get(struct klp_node *node, const char *agent_id, struct klp_han
            klp_handoff_decode(klp_buf_view(&text), out, NULL);
 }
 
+/* True: it is known whose agent it is. */
+static bool settle_try(const struct kelpie_op *op, struct node_agent *agent,
+                       const struct klp_handoff *note, struct klp_agent_record *record,
+                       bool *out_gone)
+{
+    struct klp_host *host = &agent->node->host;
+    if (agent->life == NULL)
+        return true;
+    kelpie_outcome outcome =
+        note != NULL ? klp_teleport_settle_on(op, host, agent->life->vm, note, &agent->settle,
+                                              record, out_gone, NULL)
+                     : klp_teleport_intent_undo(op, host, agent->life->vm, record, NULL);
+    return kelpie_is_ok(outcome);
+}
+
+static void settle(const struct kelpie_op *op, struct node_agent *agent,
+                   const struct klp_handoff *note)
+{
+    struct klp_node *node = agent->node;
+    struct kelpie_op within = klp_op_within(op, SETTLE_MS);
+    struct klp_agent_record record = agent->record;
+    bool gone = false, known = settle_try(&within, agent, note, &record, &gone);
+    if (!known) {
+        if (!klp_cancel_is_raised(node->cancel))
+            chore_post(node, CHORE_SETTLE, agent->id, NULL, "");
+        return;
+    }
+    agent->settle = (struct klp_settle_watch){0};
+    agent->intent_open = false;
+    if (gone) {
+        life_end(op, agent, false);
+        KLP_IGNORE(klp_dir_remove(node->notes_dir, agent->id, NULL));
+        event_post(node, "teleport.done", agent->name, "settled: node '%s' owns it", record.owner);
+        agent_forget(agent);
+    } else {
+        record_adopt(agent, &record);
+        event_post(node, "teleport.undone", agent->name, "settled: it stays here at epoch %llu",
+                   (unsigned long long)record.epoch);
+    }
+}
+
 void settle_chore(const struct kelpie_op *op, struct klp_node *node, const char *agent_id)
 {
     struct klp_handoff note;
     struct node_agent *agent = agent_find_id(node, agent_id);
     if (agent == NULL)
         return;
-    if (!note_get(node, agent_id, &note) || !kelpie_is_ok(slot_take(op, agent, NULL))) {
+    struct kelpie_error *error = NULL;
+    if (!kelpie_is_ok(slot_take(op, agent, &error))) {
+        if (kelpie_error_code(error) == KELPIE_E_BUSY) /* by an operation that takes its time */
+            chore_post(node, CHORE_SETTLE, agent_id, NULL, "");
+        klp_error_clear(&error);
         agent_put(agent);
         return;
     }
-    struct kelpie_op within = klp_op_within(op, SETTLE_MS);
-    struct klp_agent_record record = agent->record;
-    bool gone = false;
-    kelpie_outcome outcome = KLP_OK;
-    if (agent->life != NULL)
-        outcome = klp_teleport_settle_on(&within, &node->host, agent->life->vm, &note,
-                                         &agent->settle, &record, &gone, NULL);
-    if (kelpie_is_ok(outcome))
-        agent->settle = (struct klp_settle_watch){0};
-    if (kelpie_is_ok(outcome) && gone) {
-        life_end(op, agent, false);
-        KLP_IGNORE(klp_dir_remove(node->notes_dir, agent_id, NULL));
-        event_post(node, "teleport.done", agent->name, "settled: node '%s' owns it", record.owner);
-        agent_forget(agent);
-    } else if (kelpie_is_ok(outcome)) {
-        record_adopt(agent, &record);
-        event_post(node, "teleport.undone", agent->name, "settled: it stays here at epoch %llu",
-                   (unsigned long long)record.epoch);
-    } else if (!klp_cancel_is_raised(node->cancel)) {
-        chore_post(node, CHORE_SETTLE, agent_id, NULL, "");
-    }
+    bool has_note = note_get(node, agent_id, &note);
+    if (has_note || agent->intent_open)
+        settle(op, agent, has_note ? &note : NULL);
     agent_give(agent);
 }
 

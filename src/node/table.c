@@ -261,9 +261,12 @@ kelpie_outcome record_set(const struct kelpie_op *op, struct node_agent *agent,
     struct klp_agent_record current = agent->record; /* ours: the slot is held */
     if (next->extra == NULL)
         next->extra = current.extra;
-    KLP_TRY(klp_record_change(op, agent->node->host.registry, &current, next, err));
-    record_adopt(agent, next);
-    return KLP_OK;
+    kelpie_outcome outcome = klp_record_change(op, agent->node->host.registry, &current, next, err);
+    if (kelpie_is_ok(outcome))
+        record_adopt(agent, next);
+    else if (current.revision != agent->record.revision)
+        record_adopt(agent, &current); /* another try starts from there */
+    return outcome;
 }
 
 /* ---- the saved config: what the registry must not hold (the environment) or does not need. */

@@ -182,13 +182,13 @@ kelpie_outcome klp_registry_delete(const struct kelpie_op *op, struct klp_regist
 
 /* ---- settle */
 
-/* The same record but for the beat, which renewals change on their own. */
-static bool same_text(const struct klp_agent_record *a, const struct klp_agent_record *b)
+bool klp_registry_says_same(const struct klp_agent_record *a, const struct klp_agent_record *b)
 {
     KLP_AUTO(buf) struct klp_buf text_a = KLP_BUF_INIT(KLP_RECORD_SIZE_MAX);
     KLP_AUTO(buf) struct klp_buf text_b = KLP_BUF_INIT(KLP_RECORD_SIZE_MAX);
     struct klp_agent_record copy = *b; /* borrows b's `extra` */
     copy.beat = a->beat;
+    copy.revision = a->revision;
     return record_encode(a, &text_a, NULL) && record_encode(&copy, &text_b, NULL) &&
            text_a.size == text_b.size && memcmp(text_a.data, text_b.data, text_a.size) == 0;
 }
@@ -199,9 +199,7 @@ static bool has_happened(const struct klp_agent_record *stored, const struct klp
         return false;
     if (next->revision == 0)
         return stored->state == next->state && strcmp(stored->move_id, next->move_id) == 0;
-    if (stored->revision == next->revision)
-        return same_text(stored, next);
-    return stored->revision > next->revision;
+    return stored->revision >= next->revision && klp_registry_says_same(stored, next);
 }
 
 static kelpie_outcome settle_ended(const struct klp_registry *registry,
@@ -215,18 +213,46 @@ static kelpie_outcome settle_ended(const struct klp_registry *registry,
                        kelpie_error_message(why));
 }
 
+/* A change that was sent and not answered may be on its way still, as long as the record waits at
+ * the revision it expects. */
+static bool may_come_yet(const struct klp_agent_record *stored, const struct klp_agent_record *next)
+{
+    return next->revision != 0 ? stored->revision < next->revision : stored->epoch <= next->epoch;
+}
+
+/* Uses that revision up with a change that changes nothing. On OK *stored is what is stored. */
+static kelpie_outcome overtake(const struct kelpie_op *op, struct klp_registry *registry,
+                               struct klp_agent_record *stored, struct kelpie_error **err)
+{
+    return klp_registry_cas(op, registry, stored, stored, err);
+}
+
+/* One reading. OK: it is known. */
+static kelpie_outcome settle_once(const struct kelpie_op *op, struct klp_registry *registry,
+                                  const struct klp_agent_record *next, bool *out_happened,
+                                  struct klp_agent_record *current, struct kelpie_error **err)
+{
+    struct klp_agent_record stored;
+    KLP_TRY(klp_registry_get(op, registry, next->id, &stored, err));
+    *out_happened = has_happened(&stored, next);
+    kelpie_outcome outcome = KLP_OK;
+    if (!*out_happened && may_come_yet(&stored, next))
+        outcome = overtake(op, registry, &stored, err);
+    if (kelpie_is_ok(outcome))
+        *current = stored;
+    else
+        klp_agent_record_finish(&stored);
+    return outcome;
+}
+
 kelpie_outcome klp_registry_settle(const struct kelpie_op *op, struct klp_registry *registry,
                                    const struct klp_agent_record *next, bool *out_happened,
                                    struct klp_agent_record *current, struct kelpie_error **err)
 {
     for (;;) {
         KLP_AUTO(kelpie_error) struct kelpie_error *why = NULL;
-        struct klp_agent_record stored;
-        if (kelpie_is_ok(klp_registry_get(op, registry, next->id, &stored, &why))) {
-            *out_happened = has_happened(&stored, next);
-            *current = stored;
+        if (kelpie_is_ok(settle_once(op, registry, next, out_happened, current, &why)))
             return KLP_OK;
-        }
         enum kelpie_code code = klp_error_code(&why);
         if (code == KELPIE_E_NOT_FOUND || code == KELPIE_E_INVALID) {
             klp_error_move(err, &why);

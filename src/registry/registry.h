@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Who owns which agent, changed only by compare-and-set; and which nodes there are.
- * Implementations: sqlite/, later peer/ and etcd/. Every call may block. UNKNOWN from a changing
- * call: read the record back and compare before the next step (klp_registry_settle does). */
+ * Implementations: sqlite/, later peer/ and etcd/. Every call may block. Readings are never older
+ * than what was acknowledged before they were asked for. UNKNOWN from a changing call: it happened,
+ * did not, or is on its way still; settle it before the next step (klp_registry_settle does). */
 #ifndef KLP_REGISTRY_REGISTRY_H
 #define KLP_REGISTRY_REGISTRY_H
 
@@ -39,13 +40,18 @@ KELPIE_MUST_USE kelpie_outcome klp_registry_cas(const struct kelpie_op *op,
                                                 struct klp_agent_record *next,
                                                 struct kelpie_error **err);
 /* After a CAS ended UNKNOWN: reads back until the registry answers or the op ends. OK:
- * *out_happened and *current are known. A CAS happened if the stored record is at next's epoch with
- * next's move_id, owner and state, or at a later revision that says the same owner and epoch. With
- * next->revision (0 = not known) it is exact: an earlier revision says no, the same one must hold
- * the same text. FAIL(NOT_FOUND): the agent is gone. UNKNOWN: the op ended first. */
+ * *out_happened and *current are known. With next->revision it happened if the stored record is of
+ * that revision or a later one and says the same; an earlier revision says no, once a change that
+ * changes nothing has used it up: the CAS may be on its way, and must not arrive later. Only the
+ * owner changes what a record of its epoch says, and it settles before it goes on. Without a
+ * revision (0 = not known) it happened if the stored record is at next's epoch with next's move_id,
+ * owner and state. FAIL(NOT_FOUND): the agent is gone. UNKNOWN: the op ended first. */
 KELPIE_MUST_USE kelpie_outcome klp_registry_settle(
     const struct kelpie_op *op, struct klp_registry *registry, const struct klp_agent_record *next,
     bool *out_happened, struct klp_agent_record *current, struct kelpie_error **err);
+/* The same record but for the beat, which renewals change, and the revision, which settling does.
+ */
+bool klp_registry_says_same(const struct klp_agent_record *a, const struct klp_agent_record *b);
 /* beat += 1 if owner and epoch still hold; CONFLICT otherwise. Idempotent enough: UNKNOWN counts as
  * not renewed. */
 KELPIE_MUST_USE kelpie_outcome klp_registry_renew(const struct kelpie_op *op,
@@ -64,7 +70,7 @@ klp_registry_list(const struct kelpie_op *op, struct klp_registry *registry,
                   bool (*each)(void *arg, const struct klp_agent_record *record), void *arg,
                   struct kelpie_error **err);
 /* Returns OK when the agent's revision is greater than `revision` (or the agent is gone),
- * FAIL(TIMEOUT) otherwise. */
+ * FAIL(TIMEOUT) otherwise. A hint, that may come for nothing or not at all: read. */
 KELPIE_MUST_USE kelpie_outcome klp_registry_watch(const struct kelpie_op *op,
                                                   struct klp_registry *registry, const char *id,
                                                   uint64_t revision, struct kelpie_error **err);

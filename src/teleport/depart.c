@@ -12,6 +12,7 @@ struct move { /* one move under way */
     struct klp_host *host;
     const struct klp_departure *departure;
     char id[KLP_ID_SIZE];
+    bool doubtful;     /* nobody knows whether the registry has the intent */
     bool noted, quiet; /* hand-off note written; workload frozen and gate closed */
     uint64_t quiet_since_ns;
     struct klp_capture before; /* of the pre-copy; dirty NULL = there was none */
@@ -80,7 +81,9 @@ static kelpie_outcome intent(const struct kelpie_op *op, struct move *move,
     next.state = KLP_AGENT_MOVING;
     klp_text_copy(next.move_id, sizeof(next.move_id), move->id);
     klp_text_copy(next.destination, sizeof(next.destination), move->departure->destination->name);
-    KLP_TRY(klp_record_change(op, move->host->registry, record, &next, err));
+    kelpie_outcome outcome = klp_record_change(op, move->host->registry, record, &next, err);
+    move->doubtful = kelpie_is_unknown(outcome);
+    KLP_TRY(outcome);
     klp_point(op->env, "teleport.intent");
     return KLP_OK;
 }
@@ -213,21 +216,42 @@ static kelpie_outcome pause_check(const struct kelpie_op *op, const struct move 
         move->departure->identity->name, (unsigned long long)paused_ms, (unsigned long long)max_ms);
 }
 
+static kelpie_outcome intent_try_undo(const struct kelpie_op *op, struct klp_host *host,
+                                      struct klp_agent_record *record, struct kelpie_error **err)
+{
+    struct klp_agent_record next = *record;
+    next.state = KLP_AGENT_RUNNING;
+    next.epoch++;
+    next.move_id[0] = next.destination[0] = 0;
+    return klp_record_change(op, host->registry, record, &next, err);
+}
+
+kelpie_outcome klp_teleport_intent_undo(const struct kelpie_op *op, struct klp_host *host,
+                                        struct kelpie_vm *vm, struct klp_agent_record *record,
+                                        struct kelpie_error **err)
+{
+    struct kelpie_error *error = NULL;
+    uint64_t revision = record->revision, sent_ns = klp_boot_ns(op->env);
+    kelpie_outcome outcome = intent_try_undo(op, host, record, &error);
+    if (klp_error_code(&error) == KELPIE_E_CONFLICT && record->revision != revision) {
+        klp_error_clear(&error); /* the intent came late */
+        outcome = intent_try_undo(op, host, record, &error);
+    }
+    klp_error_move(err, &error);
+    KLP_TRY(outcome);
+    KLP_TRY(klp_lease_since(op, host, vm, record, sent_ns, err));
+    klp_vm_gate_open(vm, record->epoch);
+    return KLP_OK;
+}
+
 /* A before the hand-off note was written: only the intent is to be taken back. */
 static kelpie_outcome intent_undo(const struct kelpie_op *op, struct move *move,
                                   struct kelpie_error **err)
 {
-    struct klp_agent_record *record = move->departure->record, next = *record;
-    if (record->state != KLP_AGENT_MOVING)
+    struct klp_agent_record *record = move->departure->record;
+    if (record->state != KLP_AGENT_MOVING && !move->doubtful)
         return KLP_OK;
-    next.state = KLP_AGENT_RUNNING;
-    next.epoch++;
-    next.move_id[0] = next.destination[0] = 0;
-    KLP_TRY(klp_record_change(op, move->host->registry, record, &next, err));
-    uint64_t fence_at = klp_boot_ns(op->env) + move->host->lease_ttl_ms * KLP_MS / 3 * 2;
-    KLP_TRY(klp_vm_lease(op, move->departure->vm, record->epoch, fence_at, err));
-    klp_vm_gate_open(move->departure->vm, record->epoch);
-    return KLP_OK;
+    return klp_teleport_intent_undo(op, move->host, move->departure->vm, record, err);
 }
 
 /* The move failed with *err: who owns the agent now? */

@@ -41,12 +41,12 @@ bool klp_handoff_decode(struct klp_bytes text, struct klp_handoff *out, struct k
     return true;
 }
 
-/* The agent is ours at record->epoch, RUNNING: let it go on. */
+/* The agent is ours at record->epoch, RUNNING, since a CAS of `sent_ns`: let it go on. */
 static kelpie_outcome go_on(const struct kelpie_op *op, struct klp_host *host, struct kelpie_vm *vm,
-                            const struct klp_agent_record *record, struct kelpie_error **err)
+                            const struct klp_agent_record *record, uint64_t sent_ns,
+                            struct kelpie_error **err)
 {
-    uint64_t fence_at = klp_boot_ns(op->env) + host->lease_ttl_ms * KLP_MS / 3 * 2;
-    KLP_TRY(klp_vm_lease(op, vm, record->epoch, fence_at, err));
+    KLP_TRY(klp_lease_since(op, host, vm, record, sent_ns, err));
     KLP_TRY(klp_vm_release(op, vm, KLP_HOLD_HANDOFF | KLP_HOLD_SNAPSHOT, err));
     KLP_TRY(klp_workload_thaw(op, vm, err));
     klp_vm_gate_open(vm, record->epoch);
@@ -101,6 +101,7 @@ static kelpie_outcome look(const struct kelpie_op *op, struct klp_host *host, st
 {
     struct klp_agent_record current;
     struct kelpie_error *error = NULL;
+    uint64_t sent_ns = 0; /* it became ours who knows when */
     kelpie_outcome outcome = klp_registry_get(op, host->registry, note->agent, &current, &error);
     if (!kelpie_is_ok(outcome)) {
         *out_gone = *out_settled =
@@ -117,6 +118,7 @@ static kelpie_outcome look(const struct kelpie_op *op, struct klp_host *host, st
     case VERDICT_WAIT:
         return KLP_OK;
     case VERDICT_TAKE:
+        sent_ns = klp_boot_ns(op->env);
         if (!kelpie_is_ok(take_back(op, host, record, &error))) {
             klp_error_clear(&error); /* lost, or unknown: look again */
             return KLP_OK;
@@ -126,7 +128,7 @@ static kelpie_outcome look(const struct kelpie_op *op, struct klp_host *host, st
         break;
     }
     *out_settled = true;
-    return go_on(op, host, vm, record, err);
+    return go_on(op, host, vm, record, sent_ns, err);
 }
 
 kelpie_outcome klp_teleport_settle_on(const struct kelpie_op *op, struct klp_host *host,

@@ -125,9 +125,22 @@ KELPIE_MUST_USE kelpie_outcome klp_bringup_run(const struct kelpie_op *op, struc
                                                struct kelpie_vm **vm,
                                                struct klp_agent_record *record,
                                                struct kelpie_error **err);
+/* A move ended before its hand-off note: its VM never stopped, and the registry has its intent or
+ * is still to get it. `record` at a new epoch, RUNNING, which neither the intent nor a claim
+ * survives. */
+KELPIE_MUST_USE kelpie_outcome klp_teleport_intent_undo(const struct kelpie_op *op,
+                                                        struct klp_host *host, struct kelpie_vm *vm,
+                                                        struct klp_agent_record *record,
+                                                        struct kelpie_error **err);
+/* A lease of the VM for `record`, which a CAS sent at `sent_ns` made ours: it counts from then. Is
+ * that a third of a lease ago or more, the registry was slow, and it is renewed first. */
+KELPIE_MUST_USE kelpie_outcome klp_lease_since(const struct kelpie_op *op, struct klp_host *host,
+                                               struct kelpie_vm *vm,
+                                               const struct klp_agent_record *record,
+                                               uint64_t sent_ns, struct kelpie_error **err);
 /* A CAS whose outcome is made known: UNKNOWN is read back (DESIGN 2.6). OK: `record` is *next as
- * stored. FAIL(CONFLICT): someone else won, *next is what is stored now. UNKNOWN: the op ended
- * before the registry answered. */
+ * stored. FAIL(CONFLICT): someone else won; `record` is what is stored now if the agent is still at
+ * its owner and epoch, else as it was. UNKNOWN: the op ended before the registry answered. */
 KELPIE_MUST_USE kelpie_outcome klp_record_change(const struct kelpie_op *op,
                                                  struct klp_registry *registry,
                                                  struct klp_agent_record *record,

@@ -22,6 +22,11 @@ static void test_contract_registry__settle_tells_what_happened(void **state)
     next.revision = 2; /* as a CAS that ended UNKNOWN leaves it */
     next.manifest.bytes[0] = 7;
     assert_settles(&next, false);
+    /* What had not arrived by then never does: its revision is used up. */
+    struct klp_agent_record late = next;
+    CONTRACT_FAIL(CONFLICT, "revision 2", klp_registry_cas(&op, registry, &first, &late, &err_));
+    first.revision = 2;
+    next.revision = 3;
     /* Owner, epoch and state are alike, but it was somebody else's change. */
     struct klp_agent_record rival = first;
     klp_text_copy(rival.reason, sizeof(rival.reason), "a rival");
@@ -30,11 +35,15 @@ static void test_contract_registry__settle_tells_what_happened(void **state)
     assert_settles(&rival, true);
     CONTRACT_OK(klp_registry_renew(&op, registry, first.id, "node-a", 1, &err_));
     assert_settles(&rival, true);
-    /* Later revisions of the same owner and epoch were built upon it. */
+    /* Later revisions that say the same were built upon it; others perhaps not. */
     struct klp_agent_record later = rival;
-    later.state = KLP_AGENT_RUNNING;
     CONTRACT_OK(klp_registry_cas(&op, second, &rival, &later, &err_));
     assert_settles(&rival, true);
+    struct klp_agent_record same = later;
+    later.state = KLP_AGENT_RUNNING;
+    CONTRACT_OK(klp_registry_cas(&op, second, &same, &later, &err_));
+    assert_settles(&rival, false);
+    assert_settles(&later, true);
     struct klp_agent_record claimed = later;
     claimed.epoch = 2;
     klp_text_copy(claimed.owner, sizeof(claimed.owner), "node-b");
@@ -92,6 +101,7 @@ static void test_contract_registry__taken_away_is_unreachable(void **state)
     CONTRACT_TRUE(klp_task_spawn(suite->env, "back", bring_back, NULL, &task, &err_));
     assert_settles(&next, false);
     klp_task_join(task);
+    record.revision = 2; /* used up */
     assert_stored(&record);
 }
 
