@@ -26,7 +26,16 @@
 #define SIM_FAULTS_TIME(X) X(WALL_STEP, "WallStep", 400, false)
 
 /* the registry's service and the way to it: registry.c */
-#define SIM_FAULTS_REGISTRY(X)
+#define SIM_FAULTS_REGISTRY(X)                                                                     \
+    X(REGISTRY_CUT, "RegistryCut", 300, false)                                                     \
+    X(REGISTRY_DOWN, "RegistryDown", 400, false)                                                   \
+    X(REGISTRY_SLOW, "RegistrySlow", 300, false)                                                   \
+    X(REGISTRY_REQUEST_LOST, "RegistryRequestLost", 100, true)                                     \
+    X(REGISTRY_REPLY_LOST, "RegistryReplyLost", 100, true)                                         \
+    X(REGISTRY_LATE, "RegistryLate", 60, true)                                                     \
+    X(REGISTRY_RIVAL, "RegistryRival", 40, true)                                                   \
+    X(WATCH_MISSED, "WatchMissed", 40, false)                                                      \
+    X(WATCH_FOR_NOTHING, "WatchForNothing", 40, false)
 
 /* nodes that ask one another: peer.c */
 #define SIM_FAULTS_NETWORK(X)

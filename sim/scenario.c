@@ -117,6 +117,7 @@ static struct host *move(struct story *story, struct host *from)
     host_operate(&errand);
     sim_world->fault.on = false;
     sim_stops_end();
+    sim_net_heal();
     if (sim_world->faults == faults) {
         if (!host_expect(&errand))
             return NULL;

@@ -11,6 +11,7 @@
 #include "base/list.h"
 #include "env/chan.h"
 #include "fault.h"
+#include "net.h"
 #include "node/node.h"
 #include "witness.h"
 
@@ -150,6 +151,7 @@ struct sim {
     size_t handle_count, handle_used;
     struct sim_plan plan;
     struct sim_faults fault;
+    struct sim_net net;
     struct sim_ledger ledger;    /* what the guests witnessed */
     struct sim_domain *crashing; /* the hub drops it next */
     const struct sim_order *order;

@@ -124,6 +124,7 @@ static void world_begin(struct sim *world, uint64_t seed, const struct sim_order
     klp_list_init(&world->listeners);
     sim_ledger_begin(&world->ledger);
     klp_list_init(&world->calls);
+    sim_net_begin(&world->net);
     if (order->plan != NULL)
         world->plan = *order->plan;
     else
@@ -156,6 +157,7 @@ static void world_end(struct sim *world)
     }
     for (uint32_t i = 0; i < SIM_NODES_MAX; i++)
         free(world->envs[i]);
+    sim_net_end(&world->net);
     free(world->heap);
     sim_ledger_end(&world->ledger);
     sim_world = NULL;
