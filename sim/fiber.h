@@ -4,6 +4,7 @@
 #ifndef SIM_FIBER_H
 #define SIM_FIBER_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 

@@ -9,14 +9,12 @@
 SIM_FAULT_SITE(OUT_OF_MEMORY)
 
 #define REFUSED_MIN 4096 /* bytes */
-#define MAGIC 0x6b6c706d656d2121ull
+#define MAGIC 0x6b6c706du
 
 struct block {
     struct klp_list link;
     struct sim_domain *domain;
-    size_t size;
-    uint64_t magic;
-    uint64_t padding; /* what follows is aligned to 16 bytes */
+    uint32_t size, magic;
 };
 _Static_assert(sizeof(struct block) % 16 == 0, "blocks are aligned for anything");
 
@@ -34,19 +32,19 @@ static struct sim_domain *domain_now(void)
 
 static void *block_make(size_t size_bytes)
 {
-    struct block *block = calloc(1, sizeof(*block) + size_bytes);
+    if (size_bytes > UINT32_MAX)
+        return NULL;
+    struct block *block = sim_pool_take(sizeof(*block) + size_bytes);
     if (block == NULL)
         return NULL;
-    block->domain = domain_now();
-    block->size = size_bytes;
-    block->magic = MAGIC;
+    *block = (struct block){.domain = domain_now(), .size = (uint32_t)size_bytes, .magic = MAGIC};
     klp_list_append(&block->domain->blocks, &block->link);
     block->domain->block_count++;
     block->domain->block_bytes += size_bytes;
     return block + 1;
 }
 
-void *klp_mem_try(size_t size_bytes)
+void *klp_mem_try_raw(size_t size_bytes)
 {
     /* Small ones are promised by every allocator that overcommits; what is asked for in numbers
      * from outside is not. */
@@ -54,12 +52,23 @@ void *klp_mem_try(size_t size_bytes)
     return refused ? NULL : block_make(size_bytes);
 }
 
-void *klp_mem_alloc(size_t size_bytes)
+void *klp_mem_try(size_t size_bytes)
+{
+    void *memory = klp_mem_try_raw(size_bytes);
+    return memory != NULL ? memset(memory, 0, size_bytes) : NULL;
+}
+
+void *klp_mem_alloc_raw(size_t size_bytes)
 {
     void *memory = block_make(size_bytes);
     if (memory == NULL)
         klp_bug(__FILE__, __LINE__, "out of memory");
     return memory;
+}
+
+void *klp_mem_alloc(size_t size_bytes)
+{
+    return memset(klp_mem_alloc_raw(size_bytes), 0, size_bytes);
 }
 
 static struct block *block_of(void *memory)
@@ -75,7 +84,7 @@ static void block_free(struct block *block)
     block->domain->block_count--;
     block->domain->block_bytes -= block->size;
     block->magic = 0;
-    free(block);
+    sim_pool_give(block, sizeof(*block) + block->size);
 }
 
 /* Always elsewhere, so that whoever keeps the old address shows. */
@@ -98,7 +107,7 @@ void klp_mem_free(void *memory)
 
 void klp_mem_guard(void *object, void (*destroy)(void *object))
 {
-    struct guard *guard = calloc(1, sizeof(*guard));
+    struct guard *guard = sim_pool_take(sizeof(*guard));
     KLP_ASSERT(guard != NULL);
     *guard = (struct guard){.object = object, .destroy = destroy};
     klp_list_append(&block_of(object)->domain->guards, &guard->link);
@@ -111,7 +120,7 @@ void klp_mem_unguard(void *object)
         if (guard->object != object)
             continue;
         klp_list_remove(&guard->link);
-        free(guard);
+        sim_pool_give(guard, sizeof(*guard));
         return;
     }
     klp_bug(__FILE__, __LINE__, "an object that was never guarded");
@@ -178,7 +187,7 @@ void sim_domain_drop(struct sim_domain *domain)
         struct guard *guard = KLP_CONTAINER(item, struct guard, link);
         klp_list_remove(&guard->link);
         guard->destroy(guard->object);
-        free(guard);
+        sim_pool_give(guard, sizeof(*guard));
     }
     KLP_LIST_EACH_SAFE (item, following, &domain->blocks) {
         block_free(KLP_CONTAINER(item, struct block, link));
@@ -200,7 +209,7 @@ unsigned sim_domain_leaks(void)
         if (domain->block_count == 0)
             continue;
         leaks++;
-        sim_tell("  domain %u %s leaks %zu blocks of %zu bytes; the first has %zu\n", domain->id,
+        sim_tell("  domain %u %s leaks %zu blocks of %zu bytes; the first has %u\n", domain->id,
                  domain->name, domain->block_count, domain->block_bytes,
                  KLP_CONTAINER(domain->blocks.next, struct block, link)->size);
     }

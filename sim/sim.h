@@ -32,6 +32,11 @@ enum sim_verdict {
 #undef SIM_VERDICT_ENUM
 };
 
+/* ---- pool.c: memory that runs hand on. Bytes are unset; NULL = none; `size` as it was asked for.
+ */
+void *sim_pool_take(size_t size);
+void sim_pool_give(void *memory, size_t size);
+
 /* ---- crash domains (mem.c): a daemon, a keeper, a VM. Domain 0 is the world's own. */
 enum sim_domain_kind { SIM_WORLD, SIM_DAEMON, SIM_KEEPER, SIM_VM };
 struct sim_domain {

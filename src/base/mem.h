@@ -12,6 +12,9 @@
 void *klp_mem_alloc(size_t size_bytes) __attribute__((malloc, alloc_size(1), returns_nonnull));
 /* Anything sized by input, after its bound was checked: zeroed; NULL when there is no memory. */
 void *klp_mem_try(size_t size_bytes) __attribute__((malloc, alloc_size(1)));
+/* The same two for room that is written before it is read: not zeroed. */
+void *klp_mem_alloc_raw(size_t size_bytes) __attribute__((malloc, alloc_size(1), returns_nonnull));
+void *klp_mem_try_raw(size_t size_bytes) __attribute__((malloc, alloc_size(1)));
 /* As realloc; NULL leaves `memory` as it was. New bytes are not zeroed. */
 void *klp_mem_resize(void *memory, size_t size_bytes) __attribute__((alloc_size(2)));
 /* NULL is allowed. */

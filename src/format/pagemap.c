@@ -8,8 +8,8 @@ void klp_leaf_init(struct klp_leaf *leaf, uint32_t number, uint32_t page_count)
 {
     KLP_ASSERT(page_count > 0 && page_count <= KLP_LEAF_PAGES);
     *leaf = (struct klp_leaf){.number = number, .page_count = page_count};
-    leaf->pages = klp_mem_alloc(KLP_LEAF_PAGES * sizeof(*leaf->pages));
-    memset(leaf->pages, 0xFF, KLP_LEAF_PAGES * sizeof(*leaf->pages)); /* KLP_PAGE_ZERO */
+    leaf->pages = klp_mem_alloc_raw(page_count * sizeof(*leaf->pages));
+    memset(leaf->pages, 0xFF, page_count * sizeof(*leaf->pages)); /* KLP_PAGE_ZERO */
 }
 
 void klp_leaf_finish(struct klp_leaf *leaf)

@@ -36,8 +36,7 @@ struct klp_leaf {        /* decoded; owned by its user, finish when done */
     uint32_t page_count; /* KLP_LEAF_PAGES, fewer in the last leaf */
     uint32_t frame_count, frame_capacity;
     struct klp_frame_ref *frames;
-    /* For each page: KLP_PAGE_ZERO or frame index * KLP_FRAME_PAGES + slot. KLP_LEAF_PAGES entries.
-     */
+    /* For each page: KLP_PAGE_ZERO or frame index * KLP_FRAME_PAGES + slot. */
     uint32_t *pages;
 };
 

@@ -326,10 +326,10 @@ static uint32_t leaf_pages(uint32_t number, uint64_t region_pages)
 static bool body_read(struct parse *parse)
 {
     struct klp_leaf *leaf = parse->leaf;
-    leaf->pages = klp_mem_try(KLP_LEAF_PAGES * sizeof(*leaf->pages));
+    leaf->pages = klp_mem_try_raw(leaf->page_count * sizeof(*leaf->pages));
     if (leaf->pages == NULL)
         return klp_refuse(parse->err, KELPIE_E_NO_MEMORY, "no memory for a page map leaf");
-    memset(leaf->pages, 0xFF, KLP_LEAF_PAGES * sizeof(*leaf->pages));
+    memset(leaf->pages, 0xFF, leaf->page_count * sizeof(*leaf->pages));
     KLP_CHECK(frames_read(parse));
     KLP_CHECK(runs_read(parse));
     if (klp_read_left(&parse->reader) != 0)

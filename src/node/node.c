@@ -134,6 +134,7 @@ static void node_free(struct klp_node *node)
     klp_cond_destroy(node->changed);
     klp_mutex_destroy(node->mutex);
     klp_mem_free(node->endpoint);
+    klp_mem_free(node->events);
     klp_mem_free(node);
 }
 
@@ -143,6 +144,7 @@ static struct klp_node *node_make(const struct klp_node_options *options)
     node->options = *options;
     klp_text_copy(node->name, sizeof(node->name), options->name);
     node->endpoint = klp_mem_string(options->endpoint);
+    node->events = klp_mem_alloc_raw(NODE_EVENTS_MAX * sizeof(node->events[0]));
     node->host = (struct klp_host){.ops = &node_host_ops,
                                    .env = options->env,
                                    .node = node->name,

@@ -282,7 +282,7 @@ kelpie_outcome klp_node_operation_list(const struct kelpie_op *op, struct klp_no
                                        bool (*each)(void *, const struct klp_operation_info *),
                                        void *arg, struct kelpie_error **err)
 {
-    char(*ids)[KLP_ID_SIZE] = klp_mem_alloc(sizeof(ids[0]) * NODE_OPERATIONS_MAX);
+    char(*ids)[KLP_ID_SIZE] = klp_mem_alloc_raw(sizeof(ids[0]) * NODE_OPERATIONS_MAX);
     size_t count = 0;
     (void)err;
     KLP_LOCKED (node->mutex) {

@@ -358,7 +358,7 @@ static kelpie_outcome name_check(const struct kelpie_op *op, struct klp_node *no
 kelpie_outcome recover(const struct kelpie_op *op, struct klp_node *node, struct kelpie_error **err)
 {
     KLP_TRY(name_check(op, node, err));
-    char(*ids)[KLP_ID_SIZE] = klp_mem_alloc(sizeof(ids[0]) * VMS_MAX);
+    char(*ids)[KLP_ID_SIZE] = klp_mem_alloc_raw(sizeof(ids[0]) * VMS_MAX);
     kelpie_outcome outcome = KLP_OK;
     for (size_t i = 0; kelpie_is_ok(outcome) && i < node->host.factory_count; i++) {
         struct scan scan = {op, node, node->host.factories[i], 0, ids};

@@ -133,6 +133,8 @@ bool klp_page_refs_equal(const struct klp_manifest *a, const struct klp_leaf *le
                          const struct klp_manifest *b, const struct klp_leaf *leaf_b,
                          uint32_t index)
 {
+    if (index >= leaf_a->page_count || index >= leaf_b->page_count)
+        return false; /* memories of two sizes: one of them has no such page */
     uint32_t page_a = leaf_a->pages[index], page_b = leaf_b->pages[index];
     if (page_a == KLP_PAGE_ZERO || page_b == KLP_PAGE_ZERO)
         return page_a == page_b;

@@ -63,12 +63,12 @@ static void restore_init(struct restore *restore, const struct klp_snapshots *sn
                                 .workers = snapshots->worker_count};
     restore->mutex = klp_mutex_create(snapshots->env);
     restore->packs = klp_mem_alloc(sizeof(restore->packs[0]) * (manifest->pack_count + 1));
-    restore->page_next = klp_mem_alloc(sizeof(uint32_t) * KLP_LEAF_PAGES);
+    restore->page_next = klp_mem_alloc_raw(sizeof(uint32_t) * KLP_LEAF_PAGES);
     for (unsigned i = 0; i < restore->workers; i++) {
         restore->scratch[i].zstd = klp_zstd_create();
-        restore->scratch[i].stored = klp_mem_alloc(frame_size_max(restore->region));
+        restore->scratch[i].stored = klp_mem_alloc_raw(frame_size_max(restore->region));
         restore->scratch[i].plain =
-            klp_mem_alloc((size_t)KLP_FRAME_PAGES << restore->region->page_log2);
+            klp_mem_alloc_raw((size_t)KLP_FRAME_PAGES << restore->region->page_log2);
     }
 }
 
@@ -193,7 +193,7 @@ static kelpie_outcome slots_reset(struct restore *restore, const struct klp_leaf
     size_t slots = (size_t)leaf->frame_count * KLP_FRAME_PAGES;
     klp_mem_free(restore->slot_page);
     klp_mem_free(restore->frames);
-    restore->slot_page = klp_mem_try(sizeof(uint32_t) * (slots + 1));
+    restore->slot_page = klp_mem_try_raw(sizeof(uint32_t) * (slots + 1));
     restore->frames = klp_mem_try(sizeof(uint32_t) * (leaf->frame_count + 1));
     if (restore->slot_page == NULL || restore->frames == NULL)
         return klp_fail(err, KELPIE_E_NO_MEMORY, "no memory for a leaf of a page map");

@@ -103,10 +103,10 @@ static void writing_init(struct writing *writing, const struct klp_snapshots *sn
         writing->frames[i].encoded = KLP_BUF_INIT(frame_stored_size(writing));
     for (unsigned i = 0; i < writing->workers; i++)
         writing->zstd[i] = klp_zstd_create();
-    writing->plain = klp_mem_alloc(BATCH_FRAMES * frame_plain_size(writing));
-    writing->compared = klp_mem_alloc((size_t)1 << writing->log2);
-    writing->stored = klp_mem_alloc(frame_stored_size(writing));
-    writing->decoded = klp_mem_alloc(frame_plain_size(writing));
+    writing->plain = klp_mem_alloc_raw(BATCH_FRAMES * frame_plain_size(writing));
+    writing->compared = klp_mem_alloc_raw((size_t)1 << writing->log2);
+    writing->stored = klp_mem_alloc_raw(frame_stored_size(writing));
+    writing->decoded = klp_mem_alloc_raw(frame_plain_size(writing));
     if (parent_of(writing) != NULL)
         writing->parent_ordinals =
             klp_mem_alloc(sizeof(uint32_t) * (parent_of(writing)->pack_count + 1));

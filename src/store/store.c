@@ -188,7 +188,8 @@ static kelpie_outcome read_and_hash(const struct kelpie_op *op, struct klp_store
 {
     KLP_AUTO(memory) uint8_t *block = NULL;
     if (out == NULL && reader->size > 0) {
-        block = klp_mem_try(reader->size < KLP_BLOCK_SIZE ? (size_t)reader->size : KLP_BLOCK_SIZE);
+        block =
+            klp_mem_try_raw(reader->size < KLP_BLOCK_SIZE ? (size_t)reader->size : KLP_BLOCK_SIZE);
         if (block == NULL)
             return klp_fail(err, KELPIE_E_NO_MEMORY, "cannot verify in store '%s': out of memory",
                             klp_store_name(reader->store));

@@ -212,7 +212,7 @@ static kelpie_outcome with_ids(const struct kelpie_op *op, struct kelpie_vm_fact
                                bool (*each)(void *arg, const char *id), void *arg,
                                struct kelpie_error **err)
 {
-    struct scan scan = {.ids = klp_mem_try(SCAN_MAX * KLP_ID_SIZE)};
+    struct scan scan = {.ids = klp_mem_try_raw(SCAN_MAX * KLP_ID_SIZE)};
     if (scan.ids == NULL)
         return klp_fail(err, KELPIE_E_NO_MEMORY, "no memory for a list of VMs");
     kelpie_outcome outcome = each != NULL ? scan_run(op, factory, &scan, each, arg, err)

@@ -258,7 +258,7 @@ bool klp_guest_create(struct klp_env *env, struct klp_stream *stream, struct klp
                                 .out = KLP_BUF_INIT(OUT_MAX),
                                 .next_id = 1,
                                 .owners = 1,
-                                .in = klp_mem_alloc(IN_SIZE)};
+                                .in = klp_mem_alloc_raw(IN_SIZE)};
     klp_list_init(&guest->channels);
     klp_random(env, guest->nonce, sizeof(guest->nonce));
     if (!tasks_spawn(guest, err)) {

@@ -33,7 +33,7 @@ static kelpie_outcome input_send(struct exec_call *call, const uint8_t *data, si
 static void input_run(void *arg)
 {
     struct exec_call *call = arg;
-    uint8_t *bytes = klp_mem_alloc(GUEST_DATA_MAX);
+    uint8_t *bytes = klp_mem_alloc_raw(GUEST_DATA_MAX);
     bool open = true;
     while (open) {
         size_t size = call->exec->input(call->exec->arg, bytes, GUEST_DATA_MAX);

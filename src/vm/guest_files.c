@@ -28,7 +28,7 @@ static kelpie_outcome put_run(const struct kelpie_op *op, struct klp_guest *gues
                               size_t (*input)(void *arg, void *out, size_t capacity), void *arg,
                               struct kelpie_error **err)
 {
-    uint8_t *bytes = klp_mem_alloc(GUEST_DATA_MAX);
+    uint8_t *bytes = klp_mem_alloc_raw(GUEST_DATA_MAX);
     kelpie_outcome outcome = KLP_OK;
     bool open = true;
     while (open && kelpie_is_ok(outcome)) {

@@ -240,7 +240,7 @@ static void watch_run(void *arg)
 {
     struct kelpie_vm *vm = arg;
     struct kelpie_op op = forever(vm->env);
-    uint8_t *message = klp_mem_alloc(KLP_KEEPER_FRAME_MAX);
+    uint8_t *message = klp_mem_alloc_raw(KLP_KEEPER_FRAME_MAX);
     for (bool open = true; open;) {
         KLP_AUTO(kelpie_error) struct kelpie_error *why = NULL;
         struct klp_keeper_status status;

@@ -187,7 +187,7 @@ bool klp_layer_next_run(struct klp_layer_cursor *cursor, struct klp_run *out,
     if (size == 0)
         return true;
     if (cursor->block == NULL)
-        cursor->block = klp_mem_try(KLP_BLOCK_SIZE);
+        cursor->block = klp_mem_try_raw(KLP_BLOCK_SIZE);
     if (cursor->block == NULL)
         return klp_refuse(err, KELPIE_E_NO_MEMORY, "no memory for a block of a layer");
     out->size = size < KLP_BLOCK_SIZE ? (size_t)size : KLP_BLOCK_SIZE;

@@ -46,6 +46,22 @@ void *klp_mem_alloc(size_t size_bytes)
     return memory;
 }
 
+/* Not zeroed, and to be seen: what reads before it writes gets no zeros here. */
+void *klp_mem_try_raw(size_t size_bytes)
+{
+    void *memory = klp_mem_try(size_bytes);
+    if (memory != NULL)
+        memset(memory, 0xa5, size_bytes);
+    return memory;
+}
+
+void *klp_mem_alloc_raw(size_t size_bytes)
+{
+    void *memory = klp_mem_try_raw(size_bytes);
+    KLP_ASSERT(memory != NULL);
+    return memory;
+}
+
 void *klp_mem_resize(void *memory, size_t size_bytes)
 {
     if (kit_allocations_left == 0 || size_bytes > SIZE_MAX / 4)

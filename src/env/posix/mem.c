@@ -20,12 +20,26 @@ void *klp_mem_try(size_t size_bytes)
     return calloc(1, size_bytes != 0 ? size_bytes : 1);
 }
 
-void *klp_mem_alloc(size_t size_bytes)
+void *klp_mem_try_raw(size_t size_bytes)
 {
-    void *memory = klp_mem_try(size_bytes);
+    return malloc(size_bytes != 0 ? size_bytes : 1);
+}
+
+static void *must(void *memory)
+{
     if (memory == NULL)
         klp_bug(__FILE__, __LINE__, "out of memory");
     return memory;
+}
+
+void *klp_mem_alloc(size_t size_bytes)
+{
+    return must(klp_mem_try(size_bytes));
+}
+
+void *klp_mem_alloc_raw(size_t size_bytes)
+{
+    return must(klp_mem_try_raw(size_bytes));
 }
 
 void *klp_mem_resize(void *memory, size_t size_bytes)

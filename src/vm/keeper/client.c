@@ -58,14 +58,6 @@ void klp_keeper_answer_finish(struct klp_keeper_answer *answer)
     *answer = (struct klp_keeper_answer){.env = answer->env};
 }
 
-/* Room for any answer, not zeroed: orders come often. */
-static uint8_t *message_new(void)
-{
-    uint8_t *message = klp_mem_resize(NULL, KLP_KEEPER_FRAME_MAX);
-    KLP_ASSERT(message != NULL); /* as klp_mem_alloc: small and fixed */
-    return message;
-}
-
 static void text_take(struct klp_bytes fields, uint16_t tag, char *out, size_t capacity)
 {
     struct klp_bytes text = {0};
@@ -247,7 +239,8 @@ kelpie_outcome klp_keeper_ask(const struct kelpie_op *op, struct klp_keeper_clie
                           .type = type,
                           .handles = handles,
                           .handle_count = handle_count};
-    struct klp_keeper_answer answer = {.env = client->env, .message = message_new()};
+    struct klp_keeper_answer answer = {.env = client->env,
+                                       .message = klp_mem_alloc_raw(KLP_KEEPER_FRAME_MAX)};
     KLP_ASSERT(handle_count <= KLP_KEEPER_HANDLES_MAX);
     kelpie_outcome outcome = {KELPIE_FAIL};
     if (fields == NULL || klp_buf_check(fields, "an order to a keeper", err))
@@ -297,7 +290,8 @@ static kelpie_outcome watch_begin(const struct kelpie_op *op, struct klp_keeper_
 {
     struct order order = {.frame = KLP_BUF_INIT(KLP_KIB), .type = KLP_KEEPER_WATCH, .id = 1};
     struct klp_keeper_frame frame = {0};
-    struct klp_keeper_answer answer = {.env = client->env, .message = message_new()};
+    struct klp_keeper_answer answer = {.env = client->env,
+                                       .message = klp_mem_alloc_raw(KLP_KEEPER_FRAME_MAX)};
     KLP_ASSERT(frame_make(&order, NULL, NULL));
     kelpie_outcome outcome =
         klp_chan_send(op, chan, order.frame.data, order.frame.size, NULL, 0, err);

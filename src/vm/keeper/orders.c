@@ -326,7 +326,7 @@ static kelpie_outcome order_meta(struct keeper *keeper, const struct klp_keeper_
 
 static void order_console(struct keeper *keeper, struct keeper_answer *answer)
 {
-    char *console = klp_mem_alloc(KEEPER_CONSOLE_MAX);
+    char *console = klp_mem_alloc_raw(KEEPER_CONSOLE_MAX);
     size_t size = keeper->hypervisor->ops->console(keeper->hypervisor, console, KEEPER_CONSOLE_MAX);
     klp_field_append(&answer->fields, KLP_KTAG_CONSOLE, console, size);
     klp_mem_free(console);

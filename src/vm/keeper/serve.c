@@ -161,7 +161,7 @@ static void connection_run(void *arg)
 {
     struct keeper_connection *connection = arg;
     struct keeper *keeper = connection->keeper;
-    uint8_t *bytes = klp_mem_alloc(KLP_KEEPER_FRAME_MAX);
+    uint8_t *bytes = klp_mem_alloc_raw(KLP_KEEPER_FRAME_MAX);
     struct kelpie_error *error = NULL;
     bool more = true;
     while (more) {
