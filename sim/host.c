@@ -8,16 +8,47 @@
 
 /* ---- errands */
 
-/* Waits for it, whichever way it ends. */
-static void errand_run(struct errand *errand, void (*run)(void *))
+bool host_is_up(const struct host *host)
+{
+    return host->node != NULL && !host->domain->crashed;
+}
+
+static void errand_begin(struct errand *errand, void (*run)(void *))
 {
     struct host *host = errand->host;
-    errand->outcome = (kelpie_outcome){KELPIE_UNKNOWN};
-    struct sim_fiber *fiber =
+    errand->outcome = errand->rival_outcome = (kelpie_outcome){KELPIE_UNKNOWN};
+    errand->lost = errand->refused = false;
+    errand->fiber =
         sim_fiber_start(sim_env_from(host->env), host->domain, errand->what, run, errand);
-    while (!fiber->ended)
-        sim_wait_source(&fiber->end, SIM_NEVER, "an errand");
-    errand->lost = fiber->killed;
+}
+
+void host_wait(struct errand *errand)
+{
+    if (errand->fiber == NULL)
+        return;
+    while (!errand->fiber->ended)
+        sim_wait_source(&errand->fiber->end, SIM_NEVER, "an errand");
+    errand->lost = errand->fiber->killed;
+    errand->fiber = NULL;
+}
+
+/* To a daemon that answers; to one that is down nothing comes. */
+static void errand_send(struct errand *errand, void (*run)(void *))
+{
+    if (host_is_up(errand->host)) {
+        errand_begin(errand, run);
+        return;
+    }
+    errand->outcome = errand->rival_outcome = (kelpie_outcome){KELPIE_FAIL};
+    errand->code = KELPIE_E_UNREACHABLE;
+    errand->refused = true;
+    klp_format(errand->why, sizeof(errand->why), "no daemon on node %s", errand->host->name);
+}
+
+static void errand_run(struct errand *errand, void (*run)(void *))
+{
+    errand_send(errand, run);
+    host_wait(errand);
 }
 
 static struct kelpie_op errand_op(const struct errand *errand)
@@ -63,8 +94,8 @@ static kelpie_outcome host_wire(const struct kelpie_op *op, struct host *host,
     KLP_REQUIRE(klp_dir_open_at(host->state_dir, "vms", true, &host->vms_dir, err));
     KLP_REQUIRE(klp_store_local_create(host->env, "/shared/store", &host->store, err));
     host->registry = sim_registry_create(host->env, host->rows);
-    struct sim_facts facts = SIM_FACTS(KLP_ARCH_X86_64);
-    host->factory = sim_factory_create(host->env, host->vms_dir, &facts);
+    host->factory =
+        sim_factory_create(host->env, host->vms_dir, &sim_world->plan.node[host->index].facts);
     struct klp_node_options options = {.env = host->env,
                                        .name = host->name,
                                        .endpoint = host->peer->endpoint,
@@ -73,7 +104,7 @@ static kelpie_outcome host_wire(const struct kelpie_op *op, struct host *host,
                                        .registry = host->registry,
                                        .factories = &host->factory,
                                        .factory_count = 1,
-                                       .lease_ttl_ms = 30000,
+                                       .lease_ttl_ms = sim_world->plan.lease_ttl_ms,
                                        .boot_timeout_ms = 60000};
     return klp_node_open(op, &options, &host->node, err);
 }
@@ -87,19 +118,41 @@ static void open_run(void *arg)
     errand_end(errand, outcome, error);
 }
 
-bool host_open(struct host *host)
+static void alive_run(void *arg)
 {
-    struct errand errand = {.host = host, .agent = "node", .what = "open"};
+    struct host *host = arg;
+    while (!host->closes)
+        sim_wait_source(&host->closing, SIM_NEVER, "the daemon's end");
+}
+
+void host_kill(struct host *host)
+{
+    host->node = NULL;
+    if (!host->domain->crashed)
+        sim_domain_crash(host->domain);
+}
+
+bool host_open(struct host *host, struct errand *out)
+{
+    *out = (struct errand){.host = host, .agent = "node", .what = "open"};
     host->peer = &sim_world->peers[host->index];
     host->node = NULL;
+    host->closes = false;
+    sim_source_init(&host->closing);
     host->env = &sim_world->envs[host->index]->base;
     host->domain = sim_domain_create(SIM_DAEMON, host->index, host->name);
     klp_format(host->peer->endpoint, sizeof(host->peer->endpoint), "sim:%s", host->name);
     host->peer->env = sim_world->envs[host->index];
     host->peer->domain = host->domain;
-    errand_run(&errand, open_run);
+    host->alive = sim_fiber_start(sim_env_from(host->env), host->domain, "alive", alive_run, host);
+    errand_begin(out, open_run);
+    host_wait(out);
+    if (out->lost || !kelpie_is_ok(out->outcome)) {
+        host_kill(host);
+        return false;
+    }
     host->peer->node = host->node;
-    return host_expect(&errand);
+    return true;
 }
 
 static bool leftover(void *arg, const char *name)
@@ -133,6 +186,8 @@ void host_close(struct host *host, bool stop)
 {
     struct errand errand = {.host = host, .agent = "node", .what = stop ? "stop" : "leave"};
     host->peer->node = NULL;
+    host->closes = true;
+    sim_wake(&host->closing);
     errand_run(&errand, close_run);
 }
 
@@ -194,19 +249,36 @@ void host_create(struct errand *errand)
     errand_run(errand, create_run);
 }
 
+static kelpie_outcome stop(const struct kelpie_op *op, struct klp_node *node, const char *agent,
+                           struct kelpie_error **err)
+{
+    return klp_node_agent_stop(op, node, agent, 0, err);
+}
+
+static kelpie_outcome take_away(const struct kelpie_op *op, struct klp_node *node,
+                                const char *agent, struct kelpie_error **err)
+{
+    return klp_node_agent_remove(op, node, agent, true, err);
+}
+
+static const struct {
+    const char *name;
+    kelpie_outcome (*run)(const struct kelpie_op *, struct klp_node *, const char *,
+                          struct kelpie_error **);
+} host_verbs[] = {
+    {"start", klp_node_agent_start},   {"stop", stop},        {"pause", klp_node_agent_pause},
+    {"resume", klp_node_agent_resume}, {"remove", take_away},
+};
+
 static void verb_run(void *arg)
 {
     struct errand *errand = arg;
-    struct klp_node *node = errand->host->node;
     struct kelpie_error *error = NULL;
     struct kelpie_op op = errand_op(errand);
-    kelpie_outcome outcome;
-    if (strcmp(errand->what, "start") == 0)
-        outcome = klp_node_agent_start(&op, node, errand->agent, &error);
-    else if (strcmp(errand->what, "resume") == 0)
-        outcome = klp_node_agent_resume(&op, node, errand->agent, &error);
-    else
-        outcome = klp_node_agent_remove(&op, node, errand->agent, true, &error);
+    kelpie_outcome outcome = {KELPIE_FAIL};
+    for (size_t i = 0; i < KLP_COUNT(host_verbs); i++)
+        if (strcmp(errand->what, host_verbs[i].name) == 0)
+            outcome = host_verbs[i].run(&op, errand->host->node, errand->agent, &error);
     errand_end(errand, outcome, error);
 }
 
@@ -237,41 +309,130 @@ void host_look(struct errand *errand)
     errand_run(errand, look_run);
 }
 
-static kelpie_outcome operation_do(const struct kelpie_op *op, struct errand *errand,
-                                   struct klp_operation_info *out, struct kelpie_error **err)
+static bool agent_pass(void *arg, const struct klp_agent_info *agent)
 {
-    char id[KLP_ID_SIZE];
-    struct klp_node *node = errand->host->node;
-    KLP_TRY(klp_node_operation_begin(op, node, errand->kind, errand->agent, &errand->request, NULL,
-                                     id, err));
-    return klp_node_operation_get(op, node, id, HOST_OP_MS, out, err);
+    const struct errand *errand = arg;
+    errand->each(errand->arg, agent);
+    return true;
+}
+
+static void list_run(void *arg)
+{
+    struct errand *errand = arg;
+    struct kelpie_error *error = NULL;
+    struct kelpie_op op = errand_op(errand);
+    errand_end(errand, klp_node_agent_list(&op, errand->host->node, agent_pass, errand, &error),
+               error);
+}
+
+bool host_agents(struct host *host, void (*each)(void *arg, const struct klp_agent_info *agent),
+                 void *arg)
+{
+    struct errand errand = {.host = host, .agent = "all", .what = "list", .each = each, .arg = arg};
+    errand_run(&errand, list_run);
+    return host_expect(&errand);
+}
+
+static void snapshot_run(void *arg)
+{
+    struct errand *errand = arg;
+    struct kelpie_error *error = NULL;
+    struct klp_snapshot_info info;
+    struct kelpie_op op = errand_op(errand);
+    kelpie_outcome outcome = klp_node_snapshot_create(&op, errand->host->node, errand->agent,
+                                                      &errand->request, &info, &error);
+    if (kelpie_is_ok(outcome))
+        klp_text_copy(errand->results[0], KLP_NAME_SIZE, info.id);
+    errand_end(errand, outcome, error);
+}
+
+void host_snapshot(struct errand *errand)
+{
+    errand->what = "snapshot";
+    errand_run(errand, snapshot_run);
+}
+
+/* ---- operations */
+
+static kelpie_outcome ended_as(struct klp_operation_info *info, struct kelpie_error **err)
+{
+    if (info->state == KLP_OPERATION_DONE)
+        return KLP_OK;
+    klp_error_clear(err);
+    *err = KLP_TAKE(&info->error);
+    return (kelpie_outcome){info->state == KLP_OPERATION_FAILED ? KELPIE_FAIL : KELPIE_UNKNOWN};
+}
+
+/* Until it has ended. Done, failed, or unknown: what the operation came to, or what came of asking.
+ */
+static kelpie_outcome operation_wait(const struct kelpie_op *op, struct errand *errand,
+                                     const char *id, bool is_ours, struct kelpie_error **err)
+{
+    struct klp_operation_info info;
+    KLP_TRY(klp_node_operation_get(op, errand->host->node, id, 2 * HOST_OP_MS, &info, err));
+    kelpie_outcome outcome = ended_as(&info, err);
+    if (is_ours && kelpie_is_ok(outcome))
+        sim_note("operation", "%s of %s: blackout_us=%llu", info.kind, errand->agent,
+                 (unsigned long long)info.blackout_us);
+    for (size_t i = 0; is_ours && info.results != NULL && i < HOST_RESULTS; i++) {
+        if (info.results[i] == NULL)
+            break;
+        klp_text_copy(errand->results[i], KLP_NAME_SIZE, info.results[i]);
+    }
+    klp_operation_info_finish(&info);
+    return outcome;
+}
+
+static kelpie_outcome operation_begin(const struct kelpie_op *op, const struct errand *errand,
+                                      char id[KLP_ID_SIZE], struct kelpie_error **err)
+{
+    struct klp_action_request request = errand->request;
+    if (request.timeout_ms == 0)
+        request.timeout_ms = HOST_MOVE_MS;
+    return klp_node_operation_begin(op, errand->host->node, errand->kind, errand->agent, &request,
+                                    errand->key, id, err);
+}
+
+static kelpie_outcome operation_do(const struct kelpie_op *op, struct errand *errand,
+                                   struct kelpie_error **err)
+{
+    char id[KLP_ID_SIZE], again[KLP_ID_SIZE], rival[KLP_ID_SIZE];
+    KLP_TRY(operation_begin(op, errand, id, err));
+    if (errand->key != NULL) {
+        kelpie_outcome repeated = operation_begin(op, errand, again, NULL);
+        errand->doubled = kelpie_is_ok(repeated) && strcmp(id, again) != 0;
+    }
+    bool has_rival =
+        errand->rival != NULL && kelpie_is_ok(operation_begin(op, errand->rival, rival, NULL));
+    if (errand->cancel_ns != 0) {
+        KLP_TRY(klp_sleep_until(op, klp_boot_ns(op->env) + errand->cancel_ns, err));
+        KLP_IGNORE(klp_node_operation_cancel(op, errand->host->node, id, NULL));
+    }
+    kelpie_outcome outcome = operation_wait(op, errand, id, true, err);
+    KLP_AUTO(kelpie_error) struct kelpie_error *error = NULL;
+    if (has_rival)
+        errand->rival_outcome = operation_wait(op, errand, rival, false, &error);
+    return outcome;
 }
 
 static void operate_run(void *arg)
 {
     struct errand *errand = arg;
     struct kelpie_error *error = NULL;
-    struct klp_operation_info info;
-    struct kelpie_op op = klp_op_plain(errand->host->env, 2 * HOST_OP_MS);
-    kelpie_outcome outcome = operation_do(&op, errand, &info, &error);
-    if (kelpie_is_ok(outcome)) {
-        if (info.state != KLP_OPERATION_DONE) {
-            outcome.kind = info.state == KLP_OPERATION_FAILED ? KELPIE_FAIL : KELPIE_UNKNOWN;
-            error = KLP_TAKE(&info.error);
-        } else {
-            sim_note("operation", "%s of %s: blackout_us=%llu", info.kind, errand->agent,
-                     (unsigned long long)info.blackout_us);
-        }
-        for (size_t i = 0; info.results != NULL && i < HOST_RESULTS && info.results[i] != NULL; i++)
-            klp_text_copy(errand->results[i], KLP_NAME_SIZE, info.results[i]);
-        klp_operation_info_finish(&info);
-    }
+    struct kelpie_op op = klp_op_plain(errand->host->env, 4 * HOST_OP_MS);
+    kelpie_outcome outcome = operation_do(&op, errand, &error);
     errand_end(errand, outcome, error);
+}
+
+void host_operate_begin(struct errand *errand)
+{
+    static const char *const names[] = {"suspend", "fork", "restore", "teleport"};
+    errand->what = names[errand->kind];
+    errand_send(errand, operate_run);
 }
 
 void host_operate(struct errand *errand)
 {
-    static const char *const names[] = {"suspend", "fork", "restore", "teleport"};
-    errand->what = names[errand->kind];
-    errand_run(errand, operate_run);
+    host_operate_begin(errand);
+    host_wait(errand);
 }

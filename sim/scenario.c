@@ -1,218 +1,210 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What a run does: two nodes over one registry and one store, an agent's life across them, and what
- * the plan breaks. Every answer is checked against what must be true (DESIGN 2); that no two copies
- * run is checked in the guests (hypervisor.c). */
+/* A run in five phases: (1) nodes open, agents are created; (2) things break while their operators
+ * ask for moves and all else, and daemons that died come back; (3) nothing breaks any more; (4) all
+ * comes to rest: each agent runs at its owner, or an operator can bring it up; (5) all is taken
+ * down, and nothing may be left. */
 #include <string.h>
 
 #include "base/fmt.h"
-#include "host.h"
+#include "story.h"
 
-#define AGENT "agent"
-#define FILL_PAGES (SIM_MIB / SIM_PAGE_SIZE) /* of @fill 1 */
-#define CONVERGE_NS (300 * KLP_SECOND)       /* after the last fault all is well again */
-#define LOOK_NS (500 * KLP_MS)
+/* ---- daemons that die come back */
 
-struct story {
-    struct host hosts[2];
-    struct sim_registry_rows *rows;
-    bool crashes; /* a VM died on the way */
+static bool host_reopen(struct host *host)
+{
+    struct errand errand;
+    bool broken = sim_world->fault.on;
+    uint64_t faults = sim_world->faults;
+    if (host_open(host, &errand))
+        return true;
+    if (!broken && faults == sim_world->faults && !errand.lost)
+        host_expect(&errand);
+    return false;
+}
+
+struct janitor {
+    struct story *story;
+    struct host *host;
 };
 
-static struct host *other_of(struct story *story, const struct host *host)
+static void janitor_run(void *arg)
 {
-    return &story->hosts[1 - host->index];
+    const struct janitor *janitor = arg;
+    struct host *host = janitor->host;
+    while (sim_world->verdict == SIM_PASS) {
+        if (!host_is_up(host)) {
+            host->node = NULL;
+            sim_park(sim_world->now_ns + sim_world->plan.node[host->index].restart_ms * KLP_MS,
+                     "a daemon's restart");
+            host_reopen(host);
+        } else if (janitor->story->healing) {
+            break;
+        } else {
+            sim_wait_source(&host->alive->end, SIM_NEVER, "a daemon's end");
+        }
+    }
 }
 
-/* Memory is what @fill left, byte for byte. *out_lost: the daemon died instead. */
-static bool memory_is_whole(const struct story *story, struct host *host, const char *agent)
+static void fiber_wait(struct sim_fiber *fiber)
 {
-    const char *const argv[] = {"@check", NULL};
-    char expected[64];
-    struct errand errand = {.host = host, .agent = agent, .argv = argv};
-    klp_format(expected, sizeof(expected), "pages=%u bad=0\n", FILL_PAGES);
-    host_exec(&errand);
-    if (!host_expect(&errand))
-        return false;
-    if (story->crashes && strcmp(errand.text, "pages=0 bad=0\n") == 0)
-        return true; /* it had no snapshot yet, and was booted anew */
-    if (strcmp(errand.text, expected) != 0)
-        sim_fail(SIM_SAFETY, "memory of %s on node %s: %s", agent, host->name, errand.text);
-    return strcmp(errand.text, expected) == 0;
+    while (!fiber->ended)
+        sim_wait_source(&fiber->end, SIM_NEVER, "an operator");
 }
 
-static bool verb(struct host *host, const char *what, const char *agent)
+static struct sim_fiber *fiber_start(const char *name, void (*run)(void *), void *arg)
 {
-    struct errand errand = {.host = host, .agent = agent, .what = what};
-    host_verb(&errand);
-    return host_expect(&errand);
+    return sim_fiber_start(sim_world->envs[0], sim_world->world_domain, name, run, arg);
 }
 
-static bool runs_at(struct host *host)
-{
-    const char *const argv[] = {"@count", NULL};
-    struct errand errand = {.host = host, .agent = AGENT, .argv = argv, .timeout_ms = 5000};
-    host_exec(&errand);
-    return kelpie_is_ok(errand.outcome);
-}
+/* ---- phases */
 
-static bool one_copy(struct story *story, struct host *here)
+static bool nodes_open(struct story *story)
 {
-    bool fine = runs_at(here) && !runs_at(other_of(story, here));
-    if (!fine)
-        sim_fail(SIM_SAFETY, "the agent does not run at its owner, or runs elsewhere too");
-    return fine;
-}
-
-/* ---- after a fault */
-
-static bool hosts_mend(struct story *story)
-{
-    for (size_t i = 0; i < 2; i++) {
+    static const char *const names[SIM_NODES_MAX] = {"a", "b", "c", "d"};
+    story->host_count = sim_world->plan.nodes;
+    for (uint32_t i = 0; i < story->host_count; i++) {
         struct host *host = &story->hosts[i];
-        if (!host->domain->crashed)
-            continue;
-        sim_park(sim_world->now_ns + sim_world->plan.restart_ms * KLP_MS, "a daemon's restart");
-        if (!host_open(host))
+        *host = (struct host){.index = i, .name = names[i], .rows = story->rows};
+        if (!host_reopen(host))
             return false;
     }
     return true;
 }
 
-/* Who owns the agent, once it runs. An agent that was parked waits for an operator. */
-static struct host *owner_find(struct story *story)
+static bool agents_create(struct story *story)
 {
-    uint64_t until_ns = sim_world->now_ns + CONVERGE_NS;
-    struct errand look = {.host = &story->hosts[0], .agent = AGENT};
-    while (sim_world->now_ns < until_ns) {
-        look.host = &story->hosts[0];
-        host_look(&look);
-        if (!host_expect(&look))
-            return NULL;
-        struct host *owner = &story->hosts[strcmp(look.info.node, "a") == 0 ? 0 : 1];
-        if (look.info.state == KLP_AGENT_RUNNING && runs_at(owner))
-            return owner;
-        story->crashes = story->crashes || look.info.state == KLP_AGENT_CRASHED;
-        if (look.info.state == KLP_AGENT_PARKED || look.info.state == KLP_AGENT_CRASHED) {
-            struct errand start = {.host = owner, .agent = AGENT, .what = "start"};
-            host_verb(&start);
+    story->agent_count = sim_world->plan.agents;
+    for (uint32_t i = 0; i < story->agent_count; i++) {
+        struct agent *agent = &story->agents[i];
+        struct host *host = &story->hosts[i % story->host_count];
+        *agent = (struct agent){.story = story, .index = i, .owner = host, .booted = host};
+        klp_format(agent->name, sizeof(agent->name), "agent-%u", i);
+        struct errand create = {.host = host, .agent = agent->name};
+        host_create(&create);
+        if (!host_expect(&create))
+            return false;
+        if (!agent_fill(agent, host)) {
+            sim_fail(SIM_LIVENESS, "%s does not answer", agent->name);
+            return false;
         }
-        sim_park(sim_world->now_ns + LOOK_NS, "the nodes to settle");
     }
-    sim_fail(SIM_LIVENESS, "the agent is still %s on node '%s' (epoch %llu): %s",
-             klp_agent_state_name(look.info.state), look.info.node,
-             (unsigned long long)look.info.epoch, look.info.reason);
-    return NULL;
+    return true;
 }
 
-/* ---- the story */
-
-/* From where it is to the other node. With a fault the move may fail; the agent may not. */
-static struct host *move(struct story *story, struct host *from)
+/* The phase in which things go wrong. */
+static bool agents_work(struct story *story)
 {
-    struct errand errand = {.host = from, .agent = AGENT, .kind = KLP_OP_TELEPORT};
-    struct host *to = other_of(story, from);
-    uint64_t faults = sim_world->faults;
-    klp_text_copy(errand.request.destination, sizeof(errand.request.destination), to->name);
+    struct janitor janitors[SIM_NODES_MAX];
     sim_world->fault.on = true;
-    host_operate(&errand);
+    for (uint32_t i = 0; i < story->host_count; i++) {
+        janitors[i] = (struct janitor){story, &story->hosts[i]};
+        story->janitors[i] = fiber_start("janitor", janitor_run, &janitors[i]);
+    }
+    for (uint32_t i = 0; i < story->agent_count; i++)
+        story->agents[i].operator_ = fiber_start("operator", workload_run, &story->agents[i]);
+    for (uint32_t i = 0; i < story->agent_count; i++)
+        fiber_wait(story->agents[i].operator_);
+    if (!story_is_calm())
+        sim_park(sim_world->now_ns + sim_world->plan.linger_ms * KLP_MS, "more to break");
     sim_world->fault.on = false;
+    story->healing = true;
     sim_stops_end();
     sim_net_heal();
-    if (sim_world->faults == faults) {
-        if (!host_expect(&errand))
-            return NULL;
-        sim_world->teleports++;
-        return one_copy(story, to) ? to : NULL;
+    for (uint32_t i = 0; i < story->host_count; i++) {
+        sim_wake(&story->hosts[i].alive->end);
+        fiber_wait(story->janitors[i]);
     }
-    if (!hosts_mend(story))
-        return NULL;
-    struct host *owner = owner_find(story);
-    if (owner == NULL || !one_copy(story, owner))
-        return NULL;
-    sim_world->teleports += owner == to;
-    return owner;
+    return sim_world->verdict == SIM_PASS;
 }
 
-static bool rest_and_fork(const struct story *story, struct host *host)
+/* A daemon that goes in order and comes back finds its agents running. */
+static bool nodes_roll(struct story *story)
 {
-    struct errand suspend = {.host = host, .agent = AGENT, .kind = KLP_OP_SUSPEND};
-    struct errand fork = {.host = host, .agent = AGENT, .kind = KLP_OP_FORK};
-    host_operate(&suspend);
-    if (!host_expect(&suspend) || !verb(host, "resume", AGENT) ||
-        !memory_is_whole(story, host, AGENT))
-        return false;
-    fork.request.count = HOST_RESULTS;
-    host_operate(&fork);
-    if (!host_expect(&fork))
-        return false;
-    for (size_t i = 0; i < HOST_RESULTS; i++)
-        if (!memory_is_whole(story, host, fork.results[i]) ||
-            !verb(host, "remove", fork.results[i]))
+    for (uint32_t i = 0; i < story->host_count; i++) {
+        host_close(&story->hosts[i], false);
+        sim_park(sim_world->now_ns + KLP_SECOND, "a daemon's restart");
+        if (!host_reopen(&story->hosts[i]))
             return false;
+    }
     return true;
 }
 
-static uint64_t count_of(struct host *host)
+static bool agents_settle(struct story *story)
 {
-    const char *const argv[] = {"@count", NULL};
-    struct errand errand = {.host = host, .agent = AGENT, .argv = argv};
-    uint64_t count = 0;
-    host_exec(&errand);
-    if (host_expect(&errand))
-        KLP_IGNORE(klp_parse_u64(errand.text, strcspn(errand.text, "\n"), &count));
-    return count;
-}
-
-/* A daemon that goes in order and comes back finds its agents running: they never noticed. */
-static bool daemon_restart(const struct story *story, struct host *host)
-{
-    uint64_t before = count_of(host);
-    host_close(host, false);
-    sim_park(sim_world->now_ns + 3 * KLP_SECOND, "a daemon's restart");
-    if (!host_open(host) || !memory_is_whole(story, host, AGENT))
-        return false;
-    uint64_t after = count_of(host);
-    if (after < before + 2500) /* one a millisecond */
-        sim_fail(SIM_SAFETY, "the agent stood still while its daemon was away: %llu, then %llu",
-                 (unsigned long long)before, (unsigned long long)after);
-    return after >= before + 2500;
-}
-
-static bool life(struct story *story)
-{
-    char seed[24];
-    struct host *at = &story->hosts[0];
-    klp_format(seed, sizeof(seed), "%llu", (unsigned long long)(sim_world->seed % 1000000));
-    const char *const fill[] = {"@fill", "1", seed, NULL};
-    struct errand create = {.host = at, .agent = AGENT};
-    struct errand filled = {.host = at, .agent = AGENT, .argv = fill};
-    host_create(&create);
-    if (!host_expect(&create))
-        return false;
-    host_exec(&filled);
-    if (!host_expect(&filled))
-        return false;
-    for (int i = 0; i < 2; i++) {
-        at = move(story, at);
-        if (at == NULL || !memory_is_whole(story, at, AGENT))
+    for (uint32_t i = 0; i < story->agent_count; i++) {
+        struct agent *agent = &story->agents[i];
+        bool gone;
+        struct host *owner = agent_bring(agent, &gone);
+        if (owner == NULL && gone && !agent->may_be_gone)
+            sim_fail(SIM_SAFETY, "%s is lost: nobody removed it", agent->name);
+        if (owner != NULL && !agent_memory_check(agent, owner, agent->name))
+            sim_fail(SIM_LIVENESS, "%s does not answer on node %s", agent->name, owner->name);
+        if (sim_world->verdict != SIM_PASS)
             return false;
     }
-    return rest_and_fork(story, at) && daemon_restart(story, at) && verb(at, "remove", AGENT);
+    return true;
+}
+
+/* ---- taking down */
+
+static bool is_main(const struct story *story, const char *name)
+{
+    for (uint32_t i = 0; i < story->agent_count; i++)
+        if (strcmp(story->agents[i].name, name) == 0)
+            return true;
+    return false;
+}
+
+#define ROLL_MAX 64
+struct names {
+    size_t count;
+    char name[ROLL_MAX][KLP_NAME_SIZE], node[ROLL_MAX][KLP_NAME_SIZE];
+};
+
+static void name_take(void *arg, const struct klp_agent_info *agent)
+{
+    struct names *names = arg;
+    if (names->count == ROLL_MAX)
+        return;
+    klp_text_copy(names->name[names->count], KLP_NAME_SIZE, agent->name);
+    klp_text_copy(names->node[names->count++], KLP_NAME_SIZE, agent->node);
+}
+
+/* Copies that nobody waited for, and, if the plan says so, the agents too. */
+static bool agents_remove(struct story *story)
+{
+    struct names names = {.count = 0};
+    if (!host_agents(&story->hosts[0], name_take, &names))
+        return false;
+    for (size_t i = 0; i < names.count; i++) {
+        if (is_main(story, names.name[i]) && !sim_world->plan.emptied)
+            continue;
+        for (uint32_t at = 0; at < story->host_count; at++) {
+            struct errand errand = {
+                .host = &story->hosts[at], .agent = names.name[i], .what = "remove"};
+            if (strcmp(story->hosts[at].name, names.node[i]) != 0)
+                continue;
+            host_verb(&errand);
+            if (!host_expect(&errand))
+                return false;
+        }
+    }
+    return true;
 }
 
 void sim_scenario_teleport(void *arg)
 {
     struct story story = {.rows = sim_registry_rows_create()};
     (void)arg;
-    for (uint32_t i = 0; i < 2; i++) {
-        story.hosts[i] = (struct host){.index = i, .name = i == 0 ? "a" : "b", .rows = story.rows};
-        if (!host_open(&story.hosts[i]))
-            return;
-    }
-    if (!life(&story))
+    bool well = nodes_open(&story) && agents_create(&story) && agents_work(&story) &&
+                (!sim_world->plan.rolling || nodes_roll(&story)) && agents_settle(&story) &&
+                agents_remove(&story);
+    if (well && !story_is_calm()) /* who could not end something asks again with each lease */
+        sim_park(sim_world->now_ns + sim_world->plan.lease_ttl_ms * KLP_MS / 2, "sweeps");
+    for (uint32_t i = story.host_count; well && i-- > 0;)
+        host_close(&story.hosts[i], true);
+    if (!well)
         return;
-    host_close(&story.hosts[1], true);
-    host_close(&story.hosts[0], true);
     sim_park(sim_world->now_ns + KLP_SECOND, "keepers that were told to end");
     sim_registry_rows_destroy(story.rows);
 }

@@ -127,9 +127,25 @@ struct sim_peer { /* a node that answers; chan.c routes to it by endpoint */
     unsigned calls;        /* under way */
     struct sim_source idle;
 };
+#define SIM_AGENTS_MAX 3
+struct sim_facts { /* what machines a node can run */
+    enum klp_arch arch;
+    uint32_t cpu;     /* a bit a feature */
+    char version[16]; /* of the simulated hypervisor; snapshots are for one MAJOR.MINOR */
+};
+#define SIM_FACTS(of_arch) ((struct sim_facts){(of_arch), 0xf, "1.0.0"})
+struct sim_plan_node {
+    struct sim_facts facts;
+    uint64_t restart_ms; /* its daemon comes back so much after it died */
+};
 struct sim_plan { /* what the seed expands to, but for the faults */
-    uint32_t nodes;
-    uint64_t restart_ms; /* a daemon that died comes back so much later */
+    uint32_t nodes, agents;
+    uint32_t steps[SIM_AGENTS_MAX]; /* what its operator asks for, one after the other */
+    struct sim_plan_node node[SIM_NODES_MAX];
+    uint64_t lease_ttl_ms;
+    uint64_t linger_ms; /* faults go on for so long after the last step */
+    bool rolling;       /* every daemon is started anew once all is healed */
+    bool emptied;       /* agents are removed before the daemons stop */
 };
 void sim_plan_make(uint64_t seed, struct sim_plan *out);
 /* All of it, faults too: told before a run begins. */
@@ -279,12 +295,6 @@ struct sim_registry_rows;
 struct sim_registry_rows *sim_registry_rows_create(void); /* the service: outlives every node */
 void sim_registry_rows_destroy(struct sim_registry_rows *rows);
 struct klp_registry *sim_registry_create(struct klp_env *env, struct sim_registry_rows *rows);
-struct sim_facts { /* what machines a node can run */
-    enum klp_arch arch;
-    uint32_t cpu;     /* a bit a feature */
-    char version[16]; /* of the simulated hypervisor; snapshots are for one MAJOR.MINOR */
-};
-#define SIM_FACTS(of_arch) ((struct sim_facts){(of_arch), 0xf, "1.0.0"})
 /* `vms_dir` is borrowed. */
 struct kelpie_vm_factory *sim_factory_create(struct klp_env *env, struct klp_dir *vms_dir,
                                              const struct sim_facts *facts);

@@ -210,14 +210,23 @@ void slot_give(struct node_agent *agent)
 kelpie_outcome agent_take(const struct kelpie_op *op, struct klp_node *node, const char *name,
                           struct node_agent **out, struct kelpie_error **err)
 {
-    struct node_agent *agent;
-    KLP_TRY(agent_get(op, node, name, &agent, err));
-    kelpie_outcome outcome = slot_take(op, agent, err);
-    if (kelpie_is_ok(outcome))
-        *out = agent;
-    else
+    for (;;) {
+        struct node_agent *agent;
+        struct kelpie_error *error = NULL;
+        KLP_TRY(agent_get(op, node, name, &agent, err));
+        kelpie_outcome outcome = slot_take(op, agent, &error);
+        if (kelpie_is_ok(outcome)) {
+            *out = agent;
+            return outcome;
+        }
         agent_put(agent);
-    return outcome;
+        if (kelpie_error_code(error) != KELPIE_E_NOT_FOUND) {
+            klp_error_move(err, &error);
+            return outcome;
+        }
+        klp_error_clear(&error); /* it left while we waited: the registry knows where it is */
+        KLP_TRY(klp_op_check(op, "looking for an agent that has left", err));
+    }
 }
 
 void agent_give(struct node_agent *agent)

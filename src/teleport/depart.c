@@ -317,18 +317,23 @@ static void move_finish(struct move *move)
         klp_manifest_finish(&move->before_manifest);
 }
 
-/* 7: an answer of the destination is a hint; the registry decides. */
-static kelpie_outcome release(const struct kelpie_op *op, struct move *move,
+/* 7: an answer of the destination is a hint; the registry decides. Nothing is left to cancel. */
+static kelpie_outcome release(const struct kelpie_op *asked, struct move *move,
                               struct klp_departure_result *out, struct kelpie_error **err)
 {
     struct klp_handoff note = {.epoch = move->departure->record->epoch};
+    struct kelpie_op cleanup = klp_op_cleanup(asked, CLEANUP_MS), *op = &cleanup;
     klp_op_phase(op, "release");
     klp_text_copy(note.agent, sizeof(note.agent), move->departure->identity->id);
     klp_text_copy(note.move_id, sizeof(note.move_id), move->id);
     klp_text_copy(note.destination, sizeof(note.destination), move->departure->destination->name);
-    KLP_TRY(klp_teleport_settle(op, move->host, move->departure->vm, &note, move->departure->record,
-                                &out->gone, err));
+    kelpie_outcome settled = klp_teleport_settle(op, move->host, move->departure->vm, &note,
+                                                 move->departure->record, &out->gone, err);
     klp_op_phase_end(op);
+    if (!kelpie_is_ok(settled))
+        return klp_wrap(err, (kelpie_outcome){KELPIE_UNKNOWN},
+                        "node '%s' said it runs '%s', and the registry does not answer",
+                        move->departure->destination->name, move->departure->identity->name);
     if (out->gone)
         return KLP_OK;
     return klp_fail(err, KELPIE_E_CONFLICT,
