@@ -73,9 +73,11 @@ static kelpie_outcome shot_freeze(const struct kelpie_op *op, struct node_agent 
 static void shot_thaw(const struct kelpie_op *op, struct node_agent *agent)
 {
     struct kelpie_op cleanup = klp_op_cleanup(op, NODE_CLEANUP_MS);
-    KLP_IGNORE(klp_vm_release(&cleanup, agent->life->vm, KLP_HOLD_SNAPSHOT, NULL));
-    if (agent->record.state != KLP_AGENT_PAUSED)
-        KLP_IGNORE(klp_workload_thaw(&cleanup, agent->life->vm, NULL));
+    kelpie_outcome outcome = klp_vm_release(&cleanup, agent->life->vm, KLP_HOLD_SNAPSHOT, NULL);
+    if (kelpie_is_ok(outcome) && agent->record.state != KLP_AGENT_PAUSED)
+        outcome = klp_workload_thaw(&cleanup, agent->life->vm, NULL);
+    if (!kelpie_is_ok(outcome))
+        chore_post(agent->node, CHORE_WAKE, agent->id, agent->life, "");
 }
 
 static kelpie_outcome shot_write(const struct kelpie_op *op, struct node_agent *agent,

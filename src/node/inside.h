@@ -51,7 +51,14 @@ struct base { /* a resident template layer */
     uint64_t used; /* for evicting the one not used for longest */
 };
 
-enum chore_kind { CHORE_DIED, CHORE_MAIN_ENDED, CHORE_SETTLE, CHORE_LOST, CHORE_RECORD };
+enum chore_kind {
+    CHORE_DIED,
+    CHORE_MAIN_ENDED,
+    CHORE_SETTLE,
+    CHORE_LOST,
+    CHORE_RECORD,
+    CHORE_WAKE
+};
 struct chore { /* what a task noticed and the janitor does */
     struct klp_list link;
     enum chore_kind kind;

@@ -353,6 +353,25 @@ static void agent_owes(const struct kelpie_op *op, struct node_agent *agent,
         record_later(agent, KLP_AGENT_NONE, "");
 }
 
+/* Something made its guest stand still and could not let it go on: tried until it does. One that
+ * was handed off is settled. */
+static void agent_wake(const struct kelpie_op *op, struct node_agent *agent,
+                       const struct chore *chore)
+{
+    struct kelpie_op within = klp_op_within(op, NODE_CLEANUP_MS);
+    bool paused = agent->record.state == KLP_AGENT_PAUSED;
+    uint32_t holds = KLP_HOLD_SNAPSHOT | KLP_HOLD_RESTORE | (paused ? 0 : KLP_HOLD_USER);
+    if ((!paused && agent->record.state != KLP_AGENT_RUNNING) || is_handed_off(agent))
+        return;
+    kelpie_outcome outcome = klp_vm_release(&within, agent->life->vm, holds, NULL);
+    if (kelpie_is_ok(outcome) && !paused)
+        outcome = klp_workload_thaw(&within, agent->life->vm, NULL);
+    if (kelpie_is_ok(outcome) || klp_cancel_is_raised(agent->node->cancel))
+        return;
+    KLP_IGNORE(klp_sleep_until(op, klp_boot_ns(op->env) + FOLLOW_RETRY_MS * KLP_MS, NULL));
+    chore_post(agent->node, CHORE_WAKE, agent->id, chore->life, "");
+}
+
 static void chore_do(struct klp_node *node, const struct chore *chore)
 {
     struct kelpie_op op = klp_op_plain(node->host.env, 60000);
@@ -377,6 +396,8 @@ static void chore_do(struct klp_node *node, const struct chore *chore)
             agent_died(&op, agent, chore);
         else if (chore->kind == CHORE_MAIN_ENDED)
             agent_finished(&op, agent, chore);
+        else if (chore->kind == CHORE_WAKE)
+            agent_wake(&op, agent, chore);
         else
             agent_lost(&op, agent);
     }

@@ -425,8 +425,9 @@ kelpie_outcome klp_node_agent_pause(const struct kelpie_op *op, struct klp_node 
         outcome = state_set(op, agent, KLP_AGENT_PAUSED, "", err);
     if (!kelpie_is_ok(outcome)) {
         struct kelpie_op cleanup = klp_op_cleanup(op, NODE_CLEANUP_MS);
-        KLP_IGNORE(klp_vm_release(&cleanup, vm, KLP_HOLD_USER, NULL));
-        KLP_IGNORE(klp_workload_thaw(&cleanup, vm, NULL));
+        if (!kelpie_is_ok(klp_vm_release(&cleanup, vm, KLP_HOLD_USER, NULL)) ||
+            !kelpie_is_ok(klp_workload_thaw(&cleanup, vm, NULL)))
+            chore_post(agent->node, CHORE_WAKE, agent->id, agent->life, "");
     }
     return outcome;
 }

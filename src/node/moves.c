@@ -55,6 +55,8 @@ kelpie_outcome teleport_run(const struct kelpie_op *op, struct operation *operat
     agent->intent_open = kelpie_is_unknown(outcome);
     if (agent->intent_open)
         chore_post(node, CHORE_SETTLE, agent->id, NULL, "");
+    if (!result.gone && !kelpie_is_ok(outcome)) /* its pre-copy may have left it held */
+        chore_post(node, CHORE_WAKE, agent->id, agent->life, "");
     if (!result.gone)
         return outcome;
     klp_point(op->env, "teleport.before-release");
