@@ -3,13 +3,16 @@
 
 #include <string.h>
 
+#include "base/ext/sha256.h"
+
 #define READ_SIZE (256 * KLP_KIB) /* bytes asked of the store at once */
 
 struct klp_leaf_source {
     const struct klp_manifest *manifest;
     struct klp_store_reader *reader;
-    uint64_t at, size;    /* of the map object */
-    struct klp_buf bytes; /* read, not yet decoded */
+    uint64_t at, size;       /* of the map object */
+    struct klp_sha256 *hash; /* of what was read up to `at` */
+    struct klp_buf bytes;    /* read, not yet decoded */
     bool has_next;
     struct klp_leaf next; /* decoded, its turn has not come */
 };
@@ -43,6 +46,7 @@ static kelpie_outcome header_check(const struct kelpie_op *op, struct klp_leaf_s
     KLP_REQUIRE(klp_object_header_decode(bytes, sizeof(bytes), "pmap", &header, err));
     if (header.page_log2 != region->page_log2 || header.frame_log2 != region->frame_log2)
         return klp_fail(err, KELPIE_E_CORRUPT, "page map and manifest differ in their page size");
+    klp_sha256_update(source->hash, bytes, sizeof(bytes));
     source->at = sizeof(bytes);
     return KLP_OK;
 }
@@ -57,6 +61,7 @@ kelpie_outcome klp_leaf_source_open(const struct kelpie_op *op,
 
     KLP_AUTO(leaf_source) struct klp_leaf_source *source = KLP_NEW(struct klp_leaf_source);
     source->manifest = manifest;
+    source->hash = klp_sha256_create();
     source->bytes = KLP_BUF_INIT(KLP_LEAF_SIZE_MAX + READ_SIZE);
     KLP_TRY(klp_store_open(op, snapshots->store, KLP_OBJECT_MAP, &region->map.digest,
                            &source->reader, &source->size, err));
@@ -77,6 +82,7 @@ static kelpie_outcome more_read(const struct kelpie_op *op, struct klp_leaf_sour
     void *room = klp_buf_reserve(&source->bytes, size);
     KLP_REQUIRE(klp_buf_check(&source->bytes, "a leaf of a page map", err));
     KLP_TRY(klp_store_read(op, source->reader, source->at, room, size, err));
+    klp_sha256_update(source->hash, room, size);
     klp_buf_grow(&source->bytes, size);
     source->at += size;
     return KLP_OK;
@@ -118,6 +124,21 @@ kelpie_outcome klp_leaf_source_get(const struct kelpie_op *op, struct klp_leaf_s
     return KLP_OK;
 }
 
+/* That it was whole when it was opened does not say that it was read so now. */
+kelpie_outcome klp_leaf_source_end(const struct kelpie_op *op, struct klp_leaf_source *source,
+                                   struct kelpie_error **err)
+{
+    struct klp_digest digest;
+    while (source->at < source->size) { /* leaves that nobody asked for */
+        klp_buf_clear(&source->bytes);
+        KLP_TRY(more_read(op, source, 1, err));
+    }
+    klp_sha256_final(source->hash, &digest);
+    if (!klp_digest_equal(&digest, &source->manifest->regions[0].map.digest))
+        return klp_fail(err, KELPIE_E_CORRUPT, "the page map was not read as it was written");
+    return KLP_OK;
+}
+
 void klp_leaf_source_close(struct klp_leaf_source *source)
 {
     if (source == NULL)
@@ -125,6 +146,7 @@ void klp_leaf_source_close(struct klp_leaf_source *source)
     if (source->has_next)
         klp_leaf_finish(&source->next);
     klp_buf_finish(&source->bytes);
+    klp_sha256_destroy(source->hash);
     klp_store_close(source->reader);
     klp_mem_free(source);
 }

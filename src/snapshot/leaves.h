@@ -20,6 +20,11 @@ KELPIE_MUST_USE kelpie_outcome klp_leaf_source_open(const struct kelpie_op *op,
 KELPIE_MUST_USE kelpie_outcome klp_leaf_source_get(const struct kelpie_op *op,
                                                    struct klp_leaf_source *source, uint32_t number,
                                                    struct klp_leaf *out, struct kelpie_error **err);
+/* After the last leaf: CORRUPT when what was read is not what the map is named by. Nothing made of
+ * the leaves is to be used before. */
+KELPIE_MUST_USE kelpie_outcome klp_leaf_source_end(const struct kelpie_op *op,
+                                                   struct klp_leaf_source *source,
+                                                   struct kelpie_error **err);
 void klp_leaf_source_close(struct klp_leaf_source *source);
 KLP_AUTO_DEFINE(leaf_source, struct klp_leaf_source *, klp_leaf_source_close)
 

@@ -265,6 +265,9 @@ static kelpie_outcome restore_all(const struct kelpie_op *op, struct restore *re
                                  &restore->layer, err));
     for (uint32_t number = 0; number < klp_region_leaves(region); number++)
         KLP_TRY(leaf_restore(op, restore, source, base, base_source, number, err));
+    KLP_TRY(klp_leaf_source_end(op, source, err));
+    if (base != NULL)
+        KLP_TRY(klp_leaf_source_end(op, base_source, err));
     KLP_REQUIRE(klp_layer_seal(restore->layer, err));
     return KLP_OK;
 }

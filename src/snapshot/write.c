@@ -401,6 +401,10 @@ static kelpie_outcome pages_write(const struct kelpie_op *op, struct writing *wr
     }
     KLP_TRY(leaf_reach(op, writing, klp_region_leaves(&writing->out->regions[0]) - 1, err));
     KLP_TRY(leaf_end(op, writing, err));
+    if (writing->parent != NULL)
+        KLP_TRY(klp_leaf_source_end(op, writing->parent, err));
+    if (writing->base != NULL)
+        KLP_TRY(klp_leaf_source_end(op, writing->base, err));
     return pack_close(op, writing, err);
 }
 
