@@ -46,8 +46,20 @@
 /* objects: store.c */
 #define SIM_FAULTS_STORE(X)
 
-/* hypervisor and guest: hypervisor.c, vm.c */
-#define SIM_FAULTS_VM(X)
+/* hypervisor and guest: hypervisor.c, spoil.c; what is read of a snapshot: file.c */
+#define SIM_FAULTS_VM(X)                                                                           \
+    X(VM_CREATE_FAIL, "VmCreateFail", 30, true)                                                    \
+    X(VM_STOP_FAIL, "VmStopFail", 40, true)                                                        \
+    X(VM_CONT_FAIL, "VmContFail", 40, true)                                                        \
+    X(VM_SLOW, "VmSlow", 100, true)                                                                \
+    X(VM_DIES_MIDWAY, "VmDiesMidway", 60, true)                                                    \
+    X(SNAPSHOT_CREATE_FAIL, "SnapshotCreateFail", 30, true)                                        \
+    X(SNAPSHOT_TOO_LARGE, "SnapshotTooLarge", 40, true)                                            \
+    X(SNAPSHOT_CORRUPTION, "SnapshotCorruption", 100, true)                                        \
+    X(SNAPSHOT_RESTORE_FAIL, "SnapshotRestoreFail", 30, true)                                      \
+    X(GUEST_DEAF, "GuestDeaf", 200, false)                                                         \
+    X(GUEST_GARBAGE, "GuestGarbage", 100, true)                                                    \
+    X(UNIQUE_FAILS, "UniqueFails", 20, true)
 
 /* memory: mem.c */
 #define SIM_FAULTS_MEMORY(X) X(OUT_OF_MEMORY, "OutOfMemory", 100, false)

@@ -9,6 +9,9 @@
 
 #define FILE_SIZE_MAX (256ull * KLP_MIB)
 #define DEPTH_MAX 8
+#define DIGEST_NAME_SIZE 64
+
+SIM_FAULT_SITE(SNAPSHOT_CORRUPTION)
 
 struct entry {
     char *name;
@@ -44,6 +47,7 @@ struct sim_file {
     struct sim_resource resource;
     struct sim_inode *inode;
     bool writable;
+    bool digested; /* its name is its digest, so that whoever reads it can tell */
 };
 
 static struct sim_dir *dir_inside(const struct klp_dir *dir)
@@ -349,6 +353,7 @@ static bool file_open(struct klp_dir *base, const char *name, struct klp_file **
     if (inode->is_dir)
         return klp_refuse(err, KELPIE_E_IO, "cannot open %s/%s: it is a folder", dir->path, name);
     *out = file_make(base->env, inode, false);
+    file_inside(*out)->digested = strlen(name) == DIGEST_NAME_SIZE;
     return true;
 }
 
@@ -389,6 +394,7 @@ static bool file_link(struct klp_file *base, struct klp_dir *dir_base, const cha
     return true;
 }
 
+/* A bit of a snapshot may flip on its way from the disk: the next time it is right again. */
 static bool file_pread(struct klp_file *base, uint64_t offset, void *out, size_t size,
                        size_t *out_size, struct kelpie_error **err)
 {
@@ -396,8 +402,11 @@ static bool file_pread(struct klp_file *base, uint64_t offset, void *out, size_t
     (void)err;
     size_t left = offset < now->size ? now->size - (size_t)offset : 0;
     *out_size = size < left ? size : left;
-    if (*out_size > 0)
-        memcpy(out, now->data + offset, *out_size);
+    if (*out_size == 0)
+        return true;
+    memcpy(out, now->data + offset, *out_size);
+    if (file_inside(base)->digested && fault_SNAPSHOT_CORRUPTION(sim_env_from(base->env)->node))
+        ((uint8_t *)out)[sim_fault_draw(*out_size)] ^= (uint8_t)(1u << sim_fault_draw(8));
     return true;
 }
 

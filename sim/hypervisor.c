@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "sim.h"
+#include "spoil.h"
 #include "vm/keeper/keeper.h"
 #include "vm/mock/engine.h"
 
@@ -15,6 +16,10 @@
 #define LOAD_NS (2 * KLP_MS)
 #define STOP_NS (KLP_MS / 2)
 #define CAPTURE_NS (2 * KLP_MS)
+#define SLOW_NS (3 * KLP_SECOND)
+#define SLOWER_NS (40 * KLP_SECOND)  /* past a lease */
+#define HANGS_NS (1000 * KLP_SECOND) /* past all that anybody waits for an order */
+#define ANSWER_NS (5 * KLP_SECOND)   /* an answer that does not come by then is lost */
 #define HOST_PAGE 4096u
 #define CONSOLE_SIZE 256
 
@@ -24,6 +29,15 @@
 struct sim_device {
     uint64_t magic, capture, words[30];
 };
+
+SIM_FAULT_SITE(VM_CREATE_FAIL)
+SIM_FAULT_SITE(VM_STOP_FAIL)
+SIM_FAULT_SITE(VM_CONT_FAIL)
+SIM_FAULT_SITE(VM_SLOW)
+SIM_FAULT_SITE(VM_DIES_MIDWAY)
+SIM_FAULT_SITE(SNAPSHOT_CREATE_FAIL)
+SIM_FAULT_SITE(SNAPSHOT_TOO_LARGE)
+SIM_FAULT_SITE(SNAPSHOT_RESTORE_FAIL)
 
 struct sim_vm {
     struct klp_hypervisor base;
@@ -40,7 +54,8 @@ struct sim_vm {
     struct klp_handle base_memory;
     struct sim_end host; /* the guest's end of the agent stream; conn NULL = none */
     bool loaded, begun, stopped, frozen, killed, died, ended;
-    uint64_t last_ns;
+    uint64_t last_ns, deaf_until_ns;
+    int exit_code; /* of a process that ended by itself */
     struct sim_source changed;
     int64_t pid;
     char console[CONSOLE_SIZE];
@@ -50,6 +65,11 @@ struct sim_vm {
 static struct sim_vm *vm_from(struct klp_hypervisor *base)
 {
     return (struct sim_vm *)base;
+}
+
+static uint32_t node_of(const struct sim_vm *vm)
+{
+    return sim_env_from(vm->base.env)->node;
 }
 
 /* ---- the guest */
@@ -89,7 +109,8 @@ static void guest_write(struct sim_vm *vm)
 
 static bool guest_runs(const struct sim_vm *vm)
 {
-    return vm->loaded && !vm->stopped && !vm->frozen && !vm->killed && !vm->ended;
+    return vm->loaded && !vm->stopped && !vm->frozen && !vm->killed && !vm->died &&
+           vm->exit_code == 0 && !vm->ended;
 }
 
 /* What the witness is to know: does the workload run, after all that just happened? */
@@ -114,11 +135,16 @@ static void guest_advance(struct sim_vm *vm)
         vm->begun = true;
         vm->last_ns = now;
     }
-    guest_read(vm);
+    if (now >= vm->deaf_until_ns && vm->host.conn != NULL)
+        vm->deaf_until_ns = now + sim_guest_deaf_ns(node_of(vm));
+    if (now >= vm->deaf_until_ns)
+        guest_read(vm);
     mock_engine_step(&vm->engine, now - vm->last_ns, klp_wall_ns(vm->base.env));
     vm->last_ns = now;
     guest_turn(vm);
-    guest_write(vm);
+    sim_guest_says(&vm->engine.out, node_of(vm));
+    if (now >= vm->deaf_until_ns)
+        guest_write(vm);
     console_put(vm, vm->engine.console);
     vm->engine.console[0] = 0;
     sim_domain_enter(before);
@@ -126,7 +152,8 @@ static void guest_advance(struct sim_vm *vm)
 
 static bool guest_is_over(const struct sim_vm *vm)
 {
-    return vm->killed || vm->engine.crashed || (vm->engine.powered_off && vm->engine.out.size == 0);
+    return vm->killed || vm->died || vm->exit_code != 0 || vm->engine.crashed ||
+           (vm->engine.powered_off && vm->engine.out.size == 0);
 }
 
 static void vm_run(void *arg)
@@ -142,7 +169,7 @@ static void vm_run(void *arg)
             break;
         sim_wait_source(&vm->changed, until_ns, "a guest's input");
     }
-    sim_guest_end(&vm->guest, !vm->engine.crashed);
+    sim_guest_end(&vm->guest, !vm->engine.crashed && !vm->died && vm->exit_code == 0);
     if (vm->begun)
         mock_engine_finish(&vm->engine);
     sim_end_close(&vm->host);
@@ -224,9 +251,32 @@ static uint64_t memory_digest(struct sim_vm *vm)
 
 /* ---- the keeper's orders */
 
+/* The time an order needs; one that runs out of time has no effect. */
 static kelpie_outcome takes(const struct kelpie_op *op, uint64_t ns, struct kelpie_error **err)
 {
+    static const uint64_t more_ns[] = {SLOW_NS, SLOWER_NS, HANGS_NS};
+    if (fault_VM_SLOW(sim_env_from(op->env)->node))
+        ns += sim_fault_draw(more_ns[sim_fault_draw(KLP_COUNT(more_ns))]);
     return klp_sleep_until(op, klp_boot_ns(op->env) + ns, err);
+}
+
+static kelpie_outcome broke(const char *what, struct kelpie_error **err)
+{
+    return klp_fail(err, KELPIE_E_IO, "the simulated hypervisor could not %s", what);
+}
+
+/* In the middle of an order its process ends: by a signal, or by itself. OK = it does not. */
+static kelpie_outcome lives_on(struct sim_vm *vm, struct kelpie_error **err)
+{
+    if (!vm->ended && fault_VM_DIES_MIDWAY(node_of(vm))) {
+        sim_guest_end(&vm->guest, false);
+        vm->died = sim_fault_draw(2) == 0;
+        vm->exit_code = vm->died ? 0 : 1;
+        sim_wake(&vm->changed);
+        while (!vm->fiber->ended)
+            sim_wait_source(&vm->fiber->end, SIM_NEVER, "a guest's end");
+    }
+    return vm->ended ? klp_fail(err, KELPIE_E_CRASHED, "the simulated guest is gone") : KLP_OK;
 }
 
 static void layer_lay(struct sim_vm *vm, const struct sim_memory *layer)
@@ -236,6 +286,23 @@ static void layer_lay(struct sim_vm *vm, const struct sim_memory *layer)
         sim_memory_copy_out(layer, offset, vm->memory + offset, (size_t)size);
 }
 
+static kelpie_outcome memory_make(const struct kelpie_op *op, struct sim_vm *vm,
+                                  struct klp_handle memory, struct kelpie_error **err)
+{
+    if (!klp_handle_is_none(memory))
+        KLP_REQUIRE(klp_handle_copy(op->env, memory, &vm->base_memory, err));
+    vm->fd = memfd_create("kelpie-dst-guest", MFD_CLOEXEC);
+    KLP_ASSERT(vm->fd >= 0 && ftruncate(vm->fd, (off_t)vm->size) == 0);
+    vm->memory =
+        mmap(NULL, vm->size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, vm->fd, 0);
+    KLP_ASSERT(vm->memory != MAP_FAILED);
+    if (!klp_handle_is_none(memory))
+        layer_lay(vm, sim_handle_object(memory, SIM_HANDLE_MEMORY));
+    sim_guest_map(&vm->guest, vm->memory, vm->size);
+    return KLP_OK;
+}
+
+/* What cannot be started comes to nothing: one that was started is gone again. */
 static kelpie_outcome vm_spawn(const struct kelpie_op *op, struct klp_hypervisor *base,
                                enum klp_spawn_mode mode, const struct klp_machine *machine,
                                struct klp_handle memory, const struct klp_handle *files,
@@ -245,24 +312,17 @@ static kelpie_outcome vm_spawn(const struct kelpie_op *op, struct klp_hypervisor
     (void)files;
     (void)file_count;
     KLP_TRY(takes(op, SPAWN_NS, err));
+    if (fault_VM_CREATE_FAIL(node_of(vm)))
+        return broke("start", err);
     if (!sim_facts_fit(&vm->facts, machine, NULL)) /* DESIGN 2.4: it was to be refused before */
         sim_fail(SIM_SAFETY, "node %s starts a machine that it cannot run: %s %s %s",
                  sim_env_from(op->env)->name, klp_arch_name(machine->arch), machine->cpu,
                  machine->backend_version);
     vm->size = machine->memory_bytes;
     vm->arch = machine->arch;
-    vm->fd = memfd_create("kelpie-dst-guest", MFD_CLOEXEC);
-    KLP_ASSERT(vm->fd >= 0 && ftruncate(vm->fd, (off_t)vm->size) == 0);
-    vm->memory =
-        mmap(NULL, vm->size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, vm->fd, 0);
-    KLP_ASSERT(vm->memory != MAP_FAILED);
-    if (!klp_handle_is_none(memory)) {
-        KLP_REQUIRE(klp_handle_copy(op->env, memory, &vm->base_memory, err));
-        layer_lay(vm, sim_handle_object(memory, SIM_HANDLE_MEMORY));
-    }
+    KLP_TRY(memory_make(op, vm, memory, err));
     vm->loaded = mode == KLP_SPAWN_COLD;
     vm->stopped = mode != KLP_SPAWN_COLD;
-    sim_guest_map(&vm->guest, vm->memory, vm->size);
     process_start(vm);
     console_put(vm, mode == KLP_SPAWN_COLD ? "sim guest: cold" : "sim guest: incoming");
     return KLP_OK;
@@ -291,14 +351,10 @@ static kelpie_outcome device_load(const struct kelpie_op *op, struct sim_vm *vm,
     return KLP_OK;
 }
 
-static kelpie_outcome vm_load(const struct kelpie_op *op, struct klp_hypervisor *base,
-                              struct klp_handle device_state, const struct klp_handle *overlays,
-                              size_t count, struct kelpie_error **err)
+static kelpie_outcome overlays_lay(const struct kelpie_op *op, struct sim_vm *vm,
+                                   const struct klp_handle *overlays, size_t count,
+                                   struct kelpie_error **err)
 {
-    struct sim_vm *vm = vm_from(base);
-    KLP_TRY(takes(op, LOAD_NS, err));
-    if (vm->ended)
-        return klp_fail(err, KELPIE_E_CRASHED, "the simulated hypervisor is gone");
     for (size_t i = 0; i < count; i++) {
         uint64_t size;
         const struct sim_memory *layer = sim_handle_object(overlays[i], SIM_HANDLE_MEMORY);
@@ -307,29 +363,58 @@ static kelpie_outcome vm_load(const struct kelpie_op *op, struct klp_hypervisor 
             return klp_fail(err, KELPIE_E_CORRUPT, "an overlay is not of the guest's size");
         layer_lay(vm, layer);
     }
+    return KLP_OK;
+}
+
+static kelpie_outcome vm_load(const struct kelpie_op *op, struct klp_hypervisor *base,
+                              struct klp_handle device_state, const struct klp_handle *overlays,
+                              size_t count, struct kelpie_error **err)
+{
+    struct sim_vm *vm = vm_from(base);
+    bool fails = fault_SNAPSHOT_RESTORE_FAIL(node_of(vm));
+    bool at_once = fails && sim_fault_draw(2) == 0;
+    KLP_TRY(takes(op, LOAD_NS, err));
+    if (at_once)
+        return broke("load anything", err);
+    KLP_TRY(lives_on(vm, err));
+    KLP_TRY(overlays_lay(op, vm, overlays, count, err));
+    if (fails)
+        return broke("load the device state", err);
     KLP_TRY(device_load(op, vm, device_state, err));
     vm->loaded = vm->stopped = true;
     return KLP_OK;
 }
 
+/* One that fails is refused; or it had its effect, the answer is lost, and it is taken back. */
+static kelpie_outcome vm_turn(const struct kelpie_op *op, struct sim_vm *vm, bool stopped,
+                              bool fails, struct kelpie_error **err)
+{
+    bool before = vm->stopped, refused = fails && sim_fault_draw(2) == 0;
+    KLP_TRY(takes(op, STOP_NS, err));
+    KLP_TRY(lives_on(vm, err));
+    if (refused)
+        return broke(stopped ? "stop" : "go on", err);
+    run_set(vm, &vm->stopped, stopped);
+    if (!fails)
+        return KLP_OK;
+    KLP_IGNORE(klp_sleep_until(op, klp_boot_ns(op->env) + ANSWER_NS, NULL));
+    if (!vm->ended)
+        run_set(vm, &vm->stopped, before);
+    return klp_fail(err, KELPIE_E_TIMEOUT, "the simulated hypervisor does not answer");
+}
+
 static kelpie_outcome vm_stop(const struct kelpie_op *op, struct klp_hypervisor *base,
                               struct kelpie_error **err)
 {
-    KLP_TRY(takes(op, STOP_NS, err));
-    if (vm_from(base)->ended)
-        return klp_fail(err, KELPIE_E_CRASHED, "the simulated guest is gone");
-    run_set(vm_from(base), &vm_from(base)->stopped, true);
-    return KLP_OK;
+    struct sim_vm *vm = vm_from(base);
+    return vm_turn(op, vm, true, fault_VM_STOP_FAIL(node_of(vm)), err);
 }
 
 static kelpie_outcome vm_cont(const struct kelpie_op *op, struct klp_hypervisor *base,
                               struct kelpie_error **err)
 {
-    KLP_TRY(takes(op, STOP_NS, err));
-    if (vm_from(base)->ended)
-        return klp_fail(err, KELPIE_E_CRASHED, "the simulated guest is gone");
-    run_set(vm_from(base), &vm_from(base)->stopped, false);
-    return KLP_OK;
+    struct sim_vm *vm = vm_from(base);
+    return vm_turn(op, vm, false, fault_VM_CONT_FAIL(node_of(vm)), err);
 }
 
 static void vm_freeze(struct klp_hypervisor *base)
@@ -376,10 +461,31 @@ static bool pages_capture(struct sim_vm *vm, struct klp_handle dirty, struct kel
 static bool device_save(struct sim_vm *vm, struct klp_handle *out, struct kelpie_error **err)
 {
     struct sim_device device;
+    struct klp_env *env = vm->base.env;
+    uint64_t size = sizeof(device);
+    if (fault_SNAPSHOT_TOO_LARGE(node_of(vm)))
+        size = KLP_DEVICE_STATE_MAX + 1 + sim_fault_draw(KLP_DEVICE_STATE_MAX);
     device_fill(&device, sim_guest_captured(&vm->guest, memory_digest(vm)));
-    KLP_CHECK(klp_memory_create(vm->base.env, "device", sizeof(device), out, err));
-    return klp_memory_write(vm->base.env, *out, 0, &device, sizeof(device), err) &&
-           klp_memory_seal(vm->base.env, *out, err);
+    KLP_CHECK(klp_memory_create(env, "device", size, out, err));
+    if (klp_memory_write(env, *out, 0, &device, sizeof(device), err) &&
+        klp_memory_seal(env, *out, err))
+        return true;
+    klp_handle_close(env, *out);
+    return false;
+}
+
+static kelpie_outcome parts_save(struct sim_vm *vm, bool fails, struct klp_handle *device_state,
+                                 struct klp_handle *dirty, struct kelpie_error **err)
+{
+    KLP_REQUIRE(klp_memory_create(vm->base.env, "dirty", vm->size, dirty, err));
+    kelpie_outcome outcome = {pages_capture(vm, *dirty, err) ? KELPIE_OK : KELPIE_FAIL};
+    if (kelpie_is_ok(outcome) && fails)
+        outcome = broke("save the device state", err);
+    else if (kelpie_is_ok(outcome) && !device_save(vm, device_state, err))
+        outcome = (kelpie_outcome){KELPIE_FAIL};
+    if (!kelpie_is_ok(outcome))
+        klp_handle_close(vm->base.env, *dirty);
+    return outcome;
 }
 
 static kelpie_outcome vm_capture(const struct kelpie_op *op, struct klp_hypervisor *base,
@@ -387,14 +493,15 @@ static kelpie_outcome vm_capture(const struct kelpie_op *op, struct klp_hypervis
                                  struct kelpie_error **err)
 {
     struct sim_vm *vm = vm_from(base);
+    bool fails = fault_SNAPSHOT_CREATE_FAIL(node_of(vm));
+    bool at_once = fails && sim_fault_draw(2) == 0;
     KLP_TRY(takes(op, CAPTURE_NS, err));
-    if (vm->ended || !vm->stopped)
+    if (at_once)
+        return broke("capture anything", err);
+    KLP_TRY(lives_on(vm, err));
+    if (!vm->stopped)
         return klp_fail(err, KELPIE_E_CRASHED, "the simulated guest does not stand still");
-    KLP_REQUIRE(klp_memory_create(op->env, "dirty", vm->size, dirty, err));
-    if (pages_capture(vm, *dirty, err) && device_save(vm, device_state, err))
-        return KLP_OK;
-    klp_handle_close(op->env, *dirty);
-    return (kelpie_outcome){KELPIE_FAIL};
+    return parts_save(vm, fails, device_state, dirty, err);
 }
 
 /* A new stream: whoever had the one before is cut off, and the guest's session with it. */
@@ -424,13 +531,15 @@ static kelpie_outcome vm_wait(const struct kelpie_op *op, struct klp_hypervisor 
     while (!vm->fiber->ended)
         KLP_TRY(sim_wait(op, &vm->fiber->end, "waiting for a guest's end", err));
     bool crashed = vm->engine.crashed, signalled = vm->killed || vm->died;
-    *out = (struct klp_hypervisor_exit){
-        .clean = !signalled && !crashed, .code = crashed ? 99 : 0, .signal = signalled ? 9 : 0};
+    *out = (struct klp_hypervisor_exit){.clean = !signalled && !crashed && vm->exit_code == 0,
+                                        .code = crashed ? 99 : vm->exit_code,
+                                        .signal = signalled ? 9 : 0};
     snprintf(out->reason, sizeof(out->reason), "%s",
-             vm->killed ? "killed as ordered"
-             : vm->died ? "the hypervisor was killed by signal 9"
-             : crashed  ? "the guest crashed"
-                        : "the guest powered off");
+             vm->killed           ? "killed as ordered"
+             : vm->died           ? "the hypervisor was killed by signal 9"
+             : crashed            ? "the guest crashed"
+             : vm->exit_code != 0 ? "the hypervisor ended with status 1"
+                                  : "the guest powered off");
     return KLP_OK;
 }
 

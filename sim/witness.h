@@ -11,6 +11,8 @@
 
 #define SIM_WITNESS_PAGES 4
 #define SIM_NO_LINEAGE UINT32_MAX
+#define SIM_SAMPLE_SIZE 32
+#define SIM_SAMPLE_NODES 4
 
 /* In guest memory, in the quarter that the engine has no use for. */
 struct sim_witness {
@@ -86,6 +88,9 @@ struct sim_ledger {
     size_t rewind_count;
     uint32_t guest_count;
     struct klp_list guests; /* that live */
+    uint8_t samples[SIM_SAMPLE_NODES]
+                   [SIM_SAMPLE_SIZE]; /* of randomness, the last a node was told */
+    bool has_sample[SIM_SAMPLE_NODES];
 };
 
 /* ---- for the hypervisor: guest.c */
