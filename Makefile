@@ -19,7 +19,7 @@ runtests = $(PYTHON) tools/runtests.py
 .DEFAULT_GOAL = all
 MAKEFLAGS += --no-print-directory
 
-.PHONY: all deps demo test test-vm test-dst matrix bench lint format fuzz coverage sanitize nightly install clean need-deps bare
+.PHONY: all deps demo test test-vm test-dst matrix bench lint format fuzz coverage sanitize nightly install clean need-deps bare mutants
 
 all: $(BUILD)/build.ninja
 	@$(if $(strip $(options)),$(MESON) configure $(BUILD) $(options))
@@ -52,6 +52,10 @@ test-vm: deps_for = $(filter mock,$(BACKEND))
 test-vm: need-deps all
 	@$(NINJA) -C $(BUILD) unit-tests
 	@$(PYTHON) tools/steps.py test-vm --build $(BUILD) --backend $(BACKEND)
+
+# Planted mistakes, each a simulator of its own.
+mutants: all
+	@$(PYTHON) tools/mutants.py --build $(BUILD)
 
 test-dst: need-deps all
 	@$(PYTHON) tools/steps.py test-dst --build $(BUILD) $(if $(DST_SEEDS),--seeds $(DST_SEEDS))

@@ -8,6 +8,7 @@
 #include <sys/random.h>
 
 #include "base/ext/ext.h"
+#include "mutants.h"
 #include "sim.h"
 
 #define WRONG_USE 2
@@ -15,8 +16,8 @@
 
 struct options {
     uint64_t seed, count;
-    bool many, store_only, shrink, first;
-    const char *trace;
+    bool many, store_only, shrink, first, mutants;
+    const char *trace, *mutant;
 };
 
 static bool wrong(const char *format, const char *text)
@@ -46,32 +47,58 @@ static bool number_parse(const char *text, uint64_t *out)
     return true;
 }
 
+/* One with a value; false = a message was printed. */
+static bool value_take(const char *name, const char *value, struct options *out)
+{
+    if (strcmp(name, "--seeds") == 0) {
+        out->many = true;
+        return (number_parse(value, &out->count) && out->count != 0) ||
+               wrong("--seeds '%s' is no number above 0", value);
+    }
+    if (strcmp(name, "--fibers") == 0)
+        return sim_fibers_choose(value) ||
+               wrong("--fibers '%s' is none of this build's: asm, ucontext, thread", value);
+    if (strcmp(name, "--trace") == 0)
+        out->trace = value;
+    else
+        out->mutant = value;
+    return true;
+}
+
+static bool *flag_of(const char *name, struct options *out)
+{
+    const struct {
+        const char *name;
+        bool *flag;
+    } flags[] = {{"--store-only", &out->store_only},
+                 {"--shrink", &out->shrink},
+                 {"--first", &out->first},
+                 {"--mutants", &out->mutants}};
+    for (size_t i = 0; i < KLP_COUNT(flags); i++)
+        if (strcmp(flags[i].name, name) == 0)
+            return flags[i].flag;
+    return NULL;
+}
+
+static bool takes_value(const char *name)
+{
+    return strcmp(name, "--seeds") == 0 || strcmp(name, "--trace") == 0 ||
+           strcmp(name, "--fibers") == 0 || strcmp(name, "--mutant") == 0;
+}
+
 static bool options_parse(int argc, char **argv, struct options *out)
 {
     *out = (struct options){.count = 1};
     for (int i = 1; i < argc; i++) {
-        if (strcmp(argv[i], "--seeds") == 0 && i + 1 < argc) {
-            out->many = true;
-            if (!number_parse(argv[++i], &out->count) || out->count == 0)
-                return wrong("--seeds '%s' is no number above 0", argv[i]);
-        } else if (strcmp(argv[i], "--trace") == 0 && i + 1 < argc) {
-            out->trace = argv[++i];
-        } else if (strcmp(argv[i], "--fibers") == 0 && i + 1 < argc) {
-            if (!sim_fibers_choose(argv[++i]))
-                return wrong("--fibers '%s' is none of this build's: asm, ucontext, thread",
-                             argv[i]);
-        } else if (strcmp(argv[i], "--store-only") == 0) {
-            out->store_only = true;
-        } else if (strcmp(argv[i], "--shrink") == 0) {
-            out->shrink = true;
-        } else if (strcmp(argv[i], "--first") == 0) {
-            out->first = true;
-        } else if (strcmp(argv[i], "--mutant") == 0 || strcmp(argv[i], "--mutants") == 0 ||
-                   strcmp(argv[i], "--exhaustive") == 0) {
-            return wrong("%s: not yet", argv[i]);
-        } else {
+        bool *flag = flag_of(argv[i], out);
+        if (flag != NULL)
+            *flag = true;
+        else if (!takes_value(argv[i]) || i + 1 == argc)
             return wrong("unknown option or missing value: %s", argv[i]);
-        }
+        else if (!value_take(argv[i], argv[i + 1], out))
+            return false;
+        else
+            i++;
     }
     return true;
 }
@@ -157,6 +184,10 @@ int main(int argc, char **argv)
     if (!options_parse(argc, argv, &options) || !seed_get(&seed))
         return WRONG_USE;
     options.seed = seed;
+    if (options.mutant != NULL)
+        return sim_mutant_run(options.mutant, seed, options.many ? options.count : 0);
+    if (options.mutants)
+        return sim_mutants_run(seed, options.many ? options.count : 0);
     FILE *trace = NULL;
     if (options.trace != NULL && (trace = fopen(options.trace, "w")) == NULL) {
         wrong("cannot write the trace: %s", strerror(errno));

@@ -78,7 +78,7 @@ def simulator(build, seeds):
         totals = add(totals, known_seeds(program))
     mutants = glob.glob(os.path.join(build, "mutants", "*"))
     if named is None and mutants:
-        result = subprocess.run([program, "--mutants"], stdout=subprocess.PIPE, text=True)
+        result = subprocess.run([program, "--mutants"], env=environment, stdout=subprocess.PIPE, text=True)
         print(result.stdout, end="")
         killed = sum(1 for line in result.stdout.splitlines() if re.search(r" killed seeds=\d+$", line))
         totals = add(totals, [killed, max(len(mutants) - killed, int(result.returncode != 0)), 0])
