@@ -326,7 +326,7 @@ static kelpie_outcome claim_run(const struct kelpie_op *op, struct operation *op
         next = record;
         klp_text_copy(next.owner, sizeof(next.owner), node->name);
         next.epoch++;
-        next.state = KLP_AGENT_PARKED;
+        next.state = KLP_AGENT_CRASHED; /* it may have run on since its snapshot */
         next.move_id[0] = next.destination[0] = 0;
         klp_format(next.reason, sizeof(next.reason), "claimed from node '%s'", record.owner);
         klp_op_phase(op, "claim");

@@ -205,13 +205,16 @@ static kelpie_outcome setup_thawed(const struct kelpie_op *op, void *arg, struct
                                 agent->identity.workdir, err);
 }
 
-/* STARTING in the registry, then the bring-up; failure puts the state back to `failure`. */
+/* STARTING in the registry, then the bring-up; failure puts the state back to `failure`. An agent
+ * that starts anew has no snapshot any more: what it was before must not come back in a crash. */
 static kelpie_outcome bring_up(const struct kelpie_op *op, struct node_agent *agent,
                                const struct klp_parts *parts, const struct klp_bringup *how,
-                               struct kelpie_error **err)
+                               bool anew, struct kelpie_error **err)
 {
     struct klp_node *node = agent->node;
     struct klp_agent_record next = agent->record;
+    if (anew)
+        next.manifest = (struct klp_digest){{0}};
     next.state = KLP_AGENT_STARTING;
     next.reason[0] = 0;
     KLP_TRY(record_set(op, agent, &next, err));
@@ -254,7 +257,7 @@ kelpie_outcome start_cold(const struct kelpie_op *op, struct node_agent *agent,
                               .prepare = setup_prepare,
                               .thawed = setup_thawed,
                               .arg = agent};
-    kelpie_outcome outcome = bring_up(op, agent, &parts, &how, err);
+    kelpie_outcome outcome = bring_up(op, agent, &parts, &how, true, err);
     klp_parts_finish(&parts);
     return outcome;
 }
@@ -269,6 +272,8 @@ kelpie_outcome start_from(const struct kelpie_op *op, struct node_agent *agent,
     struct klp_digest digest = agent->record.manifest;
     struct klp_checkpoint checkpoint = {&node->host, &manifest};
     bool is_checkpoint = manifest.kind == KLP_KIND_CHECKPOINT;
+    if (strcmp(manifest.agent.id, agent->id) != 0)
+        which = KLP_UNIQUE_FORK; /* of another agent: a fork that has no snapshot of its own yet */
     struct klp_bringup how = {.which = is_checkpoint ? KLP_UNIQUE_FORK : which,
                               .failure_state = agent->record.state,
                               .prepare = is_checkpoint ? klp_checkpoint_prepare : NULL,
@@ -285,7 +290,7 @@ kelpie_outcome start_from(const struct kelpie_op *op, struct node_agent *agent,
         outcome = klp_parts_load(op, &node->host, &digest, NULL, &parts, err);
     if (kelpie_is_ok(outcome)) {
         agent->template_ = is_checkpoint ? digest : manifest.template_;
-        outcome = bring_up(op, agent, &parts, &how, err);
+        outcome = bring_up(op, agent, &parts, &how, false, err);
         klp_parts_finish(&parts);
     }
     klp_manifest_finish(&manifest);

@@ -51,6 +51,9 @@ kelpie_outcome teleport_run(const struct kelpie_op *op, struct operation *operat
     if (agent->life == NULL || agent->record.state != KLP_AGENT_RUNNING)
         return klp_fail(err, KELPIE_E_STATE, "cannot teleport '%s': it is %s", agent->name,
                         klp_agent_state_name(agent->record.state));
+    if (agent->intent_open)
+        return klp_fail(err, KELPIE_E_BUSY, "a former move of '%s' is still being settled",
+                        agent->name);
     kelpie_outcome outcome = departure_run(op, operation, agent, &destination, &result, err);
     agent->intent_open = kelpie_is_unknown(outcome);
     if (agent->intent_open)

@@ -256,6 +256,10 @@ static void dead_state(const struct klp_agent_record *record, struct klp_agent_r
     if (record->state == KLP_AGENT_STARTING && klp_digest_is_zero(&record->manifest)) {
         next->state = KLP_AGENT_STOPPED;
         klp_format(next->reason, sizeof(next->reason), "the daemon ended while it was starting");
+    } else if (record->state == KLP_AGENT_STARTING && record->move_id[0] == 0) {
+        /* From its last snapshot, which may be older than what it did since. */
+        next->state = KLP_AGENT_CRASHED;
+        klp_format(next->reason, sizeof(next->reason), "the daemon ended while it was starting");
     } else if (record->state == KLP_AGENT_STARTING) {
         next->state = KLP_AGENT_PARKED;
         next->epoch++;
@@ -305,9 +309,11 @@ static void record_recover(const struct kelpie_op *op, struct klp_node *node, co
     if (agent->life == NULL && record_needs_vm(&agent->record) &&
         kelpie_is_ok(slot_take(op, agent, NULL))) {
         dead_state(&agent->record, &next);
-        if (!kelpie_is_ok(record_set(op, agent, &next, &error)))
+        if (!kelpie_is_ok(record_set(op, agent, &next, &error))) {
             klp_log(op->env, KLP_LOG_WARN, "recover.record", "agent=%s error=%s", agent->name,
                     kelpie_error_message(error));
+            record_later(agent, KLP_AGENT_CRASHED, next.reason);
+        }
         klp_error_clear(&error);
         KLP_IGNORE(klp_dir_remove(node->notes_dir, id, NULL));
         slot_give(agent);

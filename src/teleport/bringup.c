@@ -120,7 +120,8 @@ static void bringup_undo(const struct kelpie_op *op, struct klp_host *host,
     struct kelpie_op cleanup = klp_op_cleanup(op, CLEANUP_MS);
     kelpie_vm_destroy(&cleanup, KLP_TAKE(vm));
     struct klp_agent_record next = *record;
-    next.state = bringup->failure_state;
+    /* Once it is RUNNING its workload may have been thawed: what comes next is no continuation. */
+    next.state = record->state == KLP_AGENT_RUNNING ? KLP_AGENT_CRASHED : bringup->failure_state;
     if (next.state == KLP_AGENT_PARKED)
         next.epoch++;
     next.move_id[0] = 0;

@@ -226,16 +226,33 @@ static kelpie_outcome intent_try_undo(const struct kelpie_op *op, struct klp_hos
     return klp_record_change(op, host->registry, record, &next, err);
 }
 
+/* What is stored now, if the agent is ours still. */
+static kelpie_outcome intent_read(const struct kelpie_op *op, const struct klp_host *host,
+                                  struct klp_agent_record *record, struct kelpie_error **err)
+{
+    struct klp_agent_record current;
+    KLP_TRY(klp_registry_get(op, host->registry, record->id, &current, err));
+    klp_json_free(current.extra);
+    current.extra = record->extra;
+    if (strcmp(current.owner, host->node) != 0)
+        return klp_fail(err, KELPIE_E_CONFLICT, "agent '%s' belongs to node '%s'", current.name,
+                        current.owner);
+    *record = current;
+    return KLP_OK;
+}
+
 kelpie_outcome klp_teleport_intent_undo(const struct kelpie_op *op, struct klp_host *host,
                                         struct kelpie_vm *vm, struct klp_agent_record *record,
                                         struct kelpie_error **err)
 {
     struct kelpie_error *error = NULL;
-    uint64_t revision = record->revision, sent_ns = klp_boot_ns(op->env);
+    uint64_t sent_ns = klp_boot_ns(op->env);
     kelpie_outcome outcome = intent_try_undo(op, host, record, &error);
-    if (klp_error_code(&error) == KELPIE_E_CONFLICT && record->revision != revision) {
-        klp_error_clear(&error); /* the intent came late */
-        outcome = intent_try_undo(op, host, record, &error);
+    if (klp_error_code(&error) == KELPIE_E_CONFLICT) {
+        klp_error_clear(&error); /* the intent came late, or an undoing that nobody answered did */
+        KLP_TRY(intent_read(op, host, record, err));
+        outcome =
+            record->state == KLP_AGENT_MOVING ? intent_try_undo(op, host, record, &error) : KLP_OK;
     }
     klp_error_move(err, &error);
     KLP_TRY(outcome);

@@ -65,10 +65,10 @@ static enum verdict verdict_of(struct klp_host *host, const struct klp_handoff *
         return record->epoch > note->epoch ? VERDICT_OURS : VERDICT_TAKE;
     if (ours && record->state == KLP_AGENT_MOVING)
         return VERDICT_TAKE; /* abort */
-    if (record->state == KLP_AGENT_PARKED)
-        return VERDICT_TAKE; /* the destination gave it up: nothing ran there */
-    if (record->state != KLP_AGENT_STARTING)
-        return VERDICT_GONE;
+    if (record->state == KLP_AGENT_PARKED && record->epoch == note->epoch + 2)
+        return VERDICT_TAKE; /* claimed and given up by the destination: nothing ran there */
+    if (record->state != KLP_AGENT_STARTING || strcmp(record->move_id, note->move_id) != 0)
+        return VERDICT_GONE; /* it has run since, whatever it does now */
     /* Claimed, not running: the destination thaws only once its CAS to RUNNING is known, so taking
      * it back can never make two. Only a destination whose beat stands still for the lease and a
      * third is dead, though. */
