@@ -537,7 +537,7 @@ void lease_run(void *arg)
     struct klp_env *env = node->host.env;
     uint64_t beat = 0, period_ns = node->host.lease_ttl_ms * KLP_MS / 3;
     uint64_t next_ns = klp_boot_ns(env);
-    struct life **lives = klp_mem_alloc(sizeof(lives[0]) * NODE_AGENTS_MAX);
+    struct life **lives = klp_mem_alloc_raw(sizeof(lives[0]) * NODE_AGENTS_MAX);
     while (!klp_cancel_is_raised(node->cancel)) {
         struct kelpie_op op = klp_op_plain(env, node->host.lease_ttl_ms / 3);
         op.cancel = node->cancel;

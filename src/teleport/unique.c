@@ -20,8 +20,9 @@ struct klp_samples {
 
 struct klp_samples *klp_samples_create(struct klp_env *env)
 {
-    struct klp_samples *samples = KLP_NEW(struct klp_samples);
+    struct klp_samples *samples = klp_mem_alloc_raw(sizeof(*samples)); /* 128 KiB, mostly unused */
     samples->mutex = klp_mutex_create(env);
+    samples->count = samples->next = 0;
     return samples;
 }
 

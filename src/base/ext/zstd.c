@@ -11,12 +11,53 @@ struct klp_zstd {
     ZSTD_DCtx *expand;
 };
 
+/* Contexts are some hundred KiB, fresh from the kernel each time: a few wait for the next user. */
+#define SPARE_MAX 2
+static void *spare_compress[SPARE_MAX], *spare_expand[SPARE_MAX];
+
+/* NULL = none waits. */
+static void *spare_take(void *places[SPARE_MAX])
+{
+    void *context = NULL;
+    for (size_t i = 0; context == NULL && i < SPARE_MAX; i++)
+        context = __atomic_exchange_n(&places[i], NULL, __ATOMIC_ACQUIRE);
+    return context;
+}
+
+/* Returns what is too much: the context, or one that waited before it. */
+static void *spare_give(void *places[SPARE_MAX], void *context)
+{
+    for (size_t i = 0; context != NULL && i < SPARE_MAX; i++)
+        context = __atomic_exchange_n(&places[i], context, __ATOMIC_ACQ_REL);
+    return context;
+}
+
 static void zstd_drop(void *object)
 {
     struct klp_zstd *zstd = object;
-    ZSTD_freeCCtx(zstd->compress);
-    ZSTD_freeDCtx(zstd->expand);
+    ZSTD_freeCCtx(spare_give(spare_compress, zstd->compress));
+    ZSTD_freeDCtx(spare_give(spare_expand, zstd->expand));
     klp_mem_free(zstd);
+}
+
+static ZSTD_CCtx *compress_create(void)
+{
+    ZSTD_CCtx *context = spare_take(spare_compress);
+    if (context != NULL)
+        return context;
+    context = ZSTD_createCCtx();
+    KLP_ASSERT(context != NULL);
+    KLP_ASSERT(!ZSTD_isError(ZSTD_CCtx_setParameter(context, ZSTD_c_compressionLevel, LEVEL)));
+    return context;
+}
+
+static ZSTD_DCtx *expand_create(void)
+{
+    ZSTD_DCtx *context = spare_take(spare_expand);
+    if (context == NULL)
+        context = ZSTD_createDCtx();
+    KLP_ASSERT(context != NULL);
+    return context;
 }
 
 struct klp_zstd *klp_zstd_create(void)
@@ -39,12 +80,8 @@ size_t klp_zstd_compress(struct klp_zstd *zstd, const void *plain, size_t size, 
 {
     if (capacity == 0)
         return 0;
-    if (zstd->compress == NULL) {
-        zstd->compress = ZSTD_createCCtx();
-        KLP_ASSERT(zstd->compress != NULL);
-        KLP_ASSERT(
-            !ZSTD_isError(ZSTD_CCtx_setParameter(zstd->compress, ZSTD_c_compressionLevel, LEVEL)));
-    }
+    if (zstd->compress == NULL)
+        zstd->compress = compress_create();
     size_t stored = ZSTD_compress2(zstd->compress, out, capacity - 1, plain, size);
     return ZSTD_isError(stored) ? 0 : stored;
 }
@@ -52,10 +89,8 @@ size_t klp_zstd_compress(struct klp_zstd *zstd, const void *plain, size_t size, 
 bool klp_zstd_expand(struct klp_zstd *zstd, const void *stored, size_t size, void *out,
                      size_t plain_size)
 {
-    if (zstd->expand == NULL) {
-        zstd->expand = ZSTD_createDCtx();
-        KLP_ASSERT(zstd->expand != NULL);
-    }
+    if (zstd->expand == NULL)
+        zstd->expand = expand_create();
     /* One frame and nothing else: without this, several frames and "skippable" ones are taken too,
      * so that a frame of ours would have more than one spelling. */
     if (ZSTD_findFrameCompressedSize(stored, size) != size)
