@@ -283,6 +283,9 @@ struct klp_arrival *arrival_take(struct klp_node *node, const char *move_id);
 /* Tells a VM's keeper whose VM it is. */
 KELPIE_MUST_USE kelpie_outcome meta_put(const struct kelpie_op *op, struct kelpie_vm *vm,
                                         const char *agent_id, struct kelpie_error **err);
+/* What a move left open that ended before its hand-off note, before something else is begun. */
+KELPIE_MUST_USE kelpie_outcome intent_close(const struct kelpie_op *op, struct node_agent *agent,
+                                            struct kelpie_error **err);
 void settle_chore(const struct kelpie_op *op, struct klp_node *node, const char *agent_id);
 void operations_close(struct klp_node *node);
 KELPIE_MUST_USE bool operations_load(struct klp_node *node, struct kelpie_error **err);

@@ -84,6 +84,21 @@ static void settle(const struct kelpie_op *op, struct node_agent *agent,
     }
 }
 
+kelpie_outcome intent_close(const struct kelpie_op *op, struct node_agent *agent,
+                            struct kelpie_error **err)
+{
+    struct klp_handoff note;
+    if (!agent->intent_open || agent->life == NULL || note_get(agent->node, agent->id, &note))
+        return KLP_OK;
+    struct klp_agent_record record = agent->record;
+    KLP_TRY(klp_wrap(
+        err, klp_teleport_intent_undo(op, &agent->node->host, agent->life->vm, &record, err),
+        "a move of '%s' is not over", agent->name));
+    agent->intent_open = false;
+    record_adopt(agent, &record);
+    return KLP_OK;
+}
+
 void settle_chore(const struct kelpie_op *op, struct klp_node *node, const char *agent_id)
 {
     struct klp_handoff note;

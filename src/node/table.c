@@ -216,7 +216,11 @@ kelpie_outcome agent_take(const struct kelpie_op *op, struct klp_node *node, con
         KLP_TRY(agent_get(op, node, name, &agent, err));
         kelpie_outcome outcome = slot_take(op, agent, &error);
         if (kelpie_is_ok(outcome)) {
-            *out = agent;
+            outcome = intent_close(op, agent, err);
+            if (kelpie_is_ok(outcome))
+                *out = agent;
+            else
+                agent_give(agent);
             return outcome;
         }
         agent_put(agent);

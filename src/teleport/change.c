@@ -22,7 +22,7 @@ static bool refresh(const struct kelpie_op *op, struct klp_registry *registry,
     if (!kelpie_is_ok(klp_registry_get(op, registry, record->id, &current, NULL)))
         return false;
     bool same = klp_registry_says_same(record, &current);
-    if (current.epoch == record->epoch && strcmp(current.owner, record->owner) == 0)
+    if (current.epoch >= record->epoch && strcmp(current.owner, record->owner) == 0)
         fields_take(record, &current);
     else
         klp_agent_record_finish(&current);

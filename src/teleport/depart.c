@@ -42,6 +42,25 @@ static void request_fill(const struct klp_host *host, const struct klp_departure
     klp_text_copy(out->image_version, sizeof(out->image_version), identity->image_version);
 }
 
+/* It changes nothing: without an answer nothing has happened. */
+static kelpie_outcome preflight_ask(const struct kelpie_op *op,
+                                    const struct klp_departure *departure,
+                                    const struct klp_peer_request *request,
+                                    struct klp_peer_answer *out, struct kelpie_error **err)
+{
+    struct kelpie_error *error = NULL;
+    const struct klp_node_record *destination = departure->destination;
+    kelpie_outcome outcome =
+        klp_peer_ask(op, destination->endpoint, "preflight", request, out, &error);
+    if (kelpie_is_unknown(outcome))
+        outcome = klp_fail(err, KELPIE_E_UNREACHABLE, "node '%s' does not answer: %s",
+                           destination->name, kelpie_error_message(error));
+    else
+        klp_error_move(err, &error);
+    klp_error_clear(&error);
+    return outcome;
+}
+
 kelpie_outcome klp_teleport_check(const struct kelpie_op *op, struct klp_host *host,
                                   const struct klp_departure *departure, struct kelpie_error **err)
 {
@@ -55,8 +74,7 @@ kelpie_outcome klp_teleport_check(const struct kelpie_op *op, struct klp_host *h
     klp_random_id(op->env, move_id);
     request_fill(host, departure, move_id, &request);
     klp_op_phase(op, "preflight");
-    KLP_TRY(
-        klp_peer_ask(op, departure->destination->endpoint, "preflight", &request, &answer, err));
+    KLP_TRY(preflight_ask(op, departure, &request, &answer, err));
     if (answer.reason_count == 0)
         return KLP_OK;
     kelpie_outcome refused = klp_fail(err, KELPIE_E_INCOMPATIBLE,

@@ -139,8 +139,8 @@ KELPIE_MUST_USE kelpie_outcome klp_lease_since(const struct kelpie_op *op, struc
                                                const struct klp_agent_record *record,
                                                uint64_t sent_ns, struct kelpie_error **err);
 /* A CAS whose outcome is made known: UNKNOWN is read back (DESIGN 2.6). OK: `record` is *next as
- * stored. FAIL(CONFLICT): someone else won; `record` is what is stored now if the agent is still at
- * its owner and epoch, else as it was. UNKNOWN: the op ended before the registry answered. */
+ * stored. FAIL(CONFLICT): someone else won; `record` is what is stored now if the agent is still
+ * its owner's, else as it was. UNKNOWN: the op ended before the registry answered. */
 KELPIE_MUST_USE kelpie_outcome klp_record_change(const struct kelpie_op *op,
                                                  struct klp_registry *registry,
                                                  struct klp_agent_record *record,
