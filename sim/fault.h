@@ -34,11 +34,20 @@
     X(REGISTRY_REPLY_LOST, "RegistryReplyLost", 100, true)                                         \
     X(REGISTRY_LATE, "RegistryLate", 60, true)                                                     \
     X(REGISTRY_RIVAL, "RegistryRival", 40, true)                                                   \
-    X(WATCH_MISSED, "WatchMissed", 40, false)                                                      \
-    X(WATCH_FOR_NOTHING, "WatchForNothing", 40, false)
+    X(WATCH_MISSED, "WatchMissed", 10, false)                                                      \
+    X(WATCH_FOR_NOTHING, "WatchForNothing", 10, false)
 
 /* nodes that ask one another: peer.c */
-#define SIM_FAULTS_NETWORK(X)
+#define SIM_FAULTS_NETWORK(X)                                                                      \
+    X(PEER_CUT, "PeerCut", 60, false)                                                              \
+    X(PEER_SLOW, "PeerSlow", 60, false)                                                            \
+    X(PEER_REQUEST_LOST, "PeerRequestLost", 40, true)                                              \
+    X(TELEPORT_TIMEOUT, "TeleportTimeout", 40, true)                                               \
+    X(PEER_REQUEST_TWICE, "PeerRequestTwice", 20, true)                                            \
+    X(PEER_REQUEST_GARBLED, "PeerRequestGarbled", 80, true)                                        \
+    X(PEER_ANSWER_LOST, "PeerAnswerLost", 40, true)                                                \
+    X(PEER_ANSWER_RESET, "PeerAnswerReset", 40, true)                                              \
+    X(PEER_ANSWER_GARBLED, "PeerAnswerGarbled", 80, true)
 
 /* files of one host: file.c */
 #define SIM_FAULTS_DISK(X)

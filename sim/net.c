@@ -54,6 +54,11 @@ bool sim_net_refuses(uint32_t from, uint32_t to)
     return sim_net_is_cut(from, to) && way_of(from, to)->refuses;
 }
 
+uint64_t sim_net_cut_left_ns(uint32_t from, uint32_t to)
+{
+    return sim_net_is_cut(from, to) ? way_of(from, to)->cut_until_ns - sim_world->now_ns : 0;
+}
+
 void sim_net_cut(uint32_t from, uint32_t to, uint64_t until_ns, bool refuses)
 {
     struct sim_way *way = way_of(from, to);
@@ -88,6 +93,7 @@ void sim_net_heal(void)
     KLP_LIST_EACH (item, &net->late) {
         sim_ready(KLP_CONTAINER(item, struct sim_late, link)->fiber);
     }
+    sim_peer_heal();
 }
 
 void sim_net_late_wait(struct sim_late *late, uint64_t delay_ns)

@@ -72,6 +72,7 @@ void sim_net_heal(void);
 uint64_t sim_net_way_ns(uint32_t from, uint32_t to);
 bool sim_net_is_cut(uint32_t from, uint32_t to);
 bool sim_net_refuses(uint32_t from, uint32_t to);
+uint64_t sim_net_cut_left_ns(uint32_t from, uint32_t to); /* 0 = it is not cut */
 /* The fault that fired last cuts or slows, from now on, for a time that it draws. */
 void sim_net_cut(uint32_t from, uint32_t to, uint64_t until_ns, bool refuses);
 void sim_net_slow(uint32_t from, uint32_t to, uint64_t until_ns);

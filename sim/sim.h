@@ -285,6 +285,7 @@ void sim_end_watch(struct sim_end end,
 void sim_end_close(struct sim_end *end);
 
 /* ---- peer.c */
+void sim_peer_heal(void);                   /* whoever waits for what was lost is told so */
 void sim_peer_break(struct sim_peer *peer); /* whoever asks it gets no answer any more */
 kelpie_outcome sim_peer_call(const struct kelpie_op *op, const char *endpoint, const char *method,
                              const char *path, struct klp_bytes body, int *out_status,
