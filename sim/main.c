@@ -16,7 +16,7 @@
 
 struct options {
     uint64_t seed, count;
-    bool many, store_only, shrink, first, mutants;
+    bool many, store_only, shrink, first, mutants, exhaustive, singles;
     const char *trace, *mutant;
 };
 
@@ -70,10 +70,9 @@ static bool *flag_of(const char *name, struct options *out)
     const struct {
         const char *name;
         bool *flag;
-    } flags[] = {{"--store-only", &out->store_only},
-                 {"--shrink", &out->shrink},
-                 {"--first", &out->first},
-                 {"--mutants", &out->mutants}};
+    } flags[] = {{"--store-only", &out->store_only}, {"--shrink", &out->shrink},
+                 {"--first", &out->first},           {"--mutants", &out->mutants},
+                 {"--exhaustive", &out->exhaustive}, {"--singles", &out->singles}};
     for (size_t i = 0; i < KLP_COUNT(flags); i++)
         if (strcmp(flags[i].name, name) == 0)
             return flags[i].flag;
@@ -147,6 +146,12 @@ static void seed_run(const struct options *options, uint64_t seed, bool twice, F
     out->verdict = SIM_NONDETERMINISM;
 }
 
+static void last_line(uint64_t seed, uint64_t hash, enum sim_verdict verdict)
+{
+    printf("seed=%" PRIu64 " hash=%016" PRIx64 " verdict=%s\n", seed, hash,
+           sim_verdict_name(verdict));
+}
+
 static int seeds_run(const struct options *options, FILE *trace)
 {
     static struct sim_result shown, result; /* large */
@@ -166,9 +171,17 @@ static int seeds_run(const struct options *options, FILE *trace)
     if (options->many)
         printf("runs=%" PRIu64 " teleports=%.2f faults=%.2f\n", runs,
                (double)teleports / (double)runs, (double)faults / (double)runs);
-    printf("seed=%" PRIu64 " hash=%016" PRIx64 " verdict=%s\n", shown_seed,
-           shown.verdict == SIM_PASS ? fold : shown.hash, sim_verdict_name(shown.verdict));
+    last_line(shown_seed, shown.verdict == SIM_PASS ? fold : shown.hash, shown.verdict);
     return sim_verdict_status(shown.verdict);
+}
+
+/* --exhaustive, --exhaustive --singles */
+static int sweep_run(const struct options *options)
+{
+    uint64_t hash;
+    enum sim_verdict verdict = sim_exhaustive(options->seed, options->singles, &hash);
+    last_line(options->seed, hash, verdict);
+    return sim_verdict_status(verdict);
 }
 
 /* What foreign libraries keep for ever belongs to no run. */
@@ -194,7 +207,7 @@ int main(int argc, char **argv)
         return WRONG_USE;
     }
     libraries_start();
-    int status = seeds_run(&options, trace);
+    int status = options.exhaustive ? sweep_run(&options) : seeds_run(&options, trace);
     if (trace != NULL)
         fclose(trace);
     sim_stacks_drop();

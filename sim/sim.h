@@ -141,6 +141,7 @@ struct sim_plan_node {
 struct sim_plan { /* what the seed expands to, but for the faults */
     uint32_t nodes, agents;
     uint32_t steps[SIM_AGENTS_MAX]; /* what its operator asks for, one after the other */
+    const char *script[SIM_AGENTS_MAX]; /* which steps, in words of workload.c; NULL = drawn */
     struct sim_plan_node node[SIM_NODES_MAX];
     uint64_t lease_ttl_ms;
     uint64_t linger_ms; /* faults go on for so long after the last step */
@@ -221,8 +222,8 @@ void sim_run(uint64_t seed, const struct sim_order *order, struct sim_result *ou
  * prints what is left and how it went. `order` is the one that failed, `failed` its result. */
 void sim_shrink(uint64_t seed, const struct sim_order *order, const struct sim_result *failed);
 /* Every single fault and every pair of them (or singles only) in each canonical plan; a line each
- * on stdout. The first failure ends it, shrunk; its verdict, or PASS. */
-enum sim_verdict sim_exhaustive(uint64_t seed, bool singles_only);
+ * on stdout. A plan's first failure ends it, shrunk. The first verdict, or PASS. */
+enum sim_verdict sim_exhaustive(uint64_t seed, bool singles_only, uint64_t *out_hash);
 struct sim_diagram *sim_diagram_create(void);
 void sim_diagram_note(struct sim_diagram *diagram, const char *kind, const char *text);
 void sim_diagram_print(const struct sim_diagram *diagram, FILE *out);

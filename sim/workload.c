@@ -13,6 +13,7 @@
 
 /* X(name, share of 100): most are moves. */
 #define STEP_MAP(X)                                                                                \
+    X(checkpoint, 0)                                                                               \
     X(move, 57)                                                                                    \
     X(suspend, 5)                                                                                  \
     X(fork, 5)                                                                                     \
@@ -102,12 +103,11 @@ static bool can_take_memory(const struct agent *agent, const struct host *to)
 /* ---- steps: `at` is where the agent runs */
 
 /* Moves to where memory cannot go are asked for as well: refused, before anything was touched. */
-static void step_move(struct agent *agent, struct host *at)
+static void move_to(struct agent *agent, struct host *at, struct host *to, bool checkpoint)
 {
-    struct host *to = other_host(agent, at, 1);
     bool fits = can_take_memory(agent, to);
     struct errand errand = teleport(agent, at, to);
-    errand.request.checkpoint = draw(agent, 2, fits ? 8 : 2) == 0;
+    errand.request.checkpoint = checkpoint;
     if (errand.request.checkpoint)
         agent->may_be_empty = true;
     host_operate(&errand);
@@ -120,6 +120,18 @@ static void step_move(struct agent *agent, struct host *at)
         agent->booted = to;
     if (must(&errand) && must_run_at(agent, to) && draw(agent, 3, 2) == 0)
         agent_memory_check(agent, to, agent->name);
+}
+
+static void step_move(struct agent *agent, struct host *at)
+{
+    struct host *to = other_host(agent, at, 1);
+    move_to(agent, at, to, draw(agent, 2, can_take_memory(agent, to) ? 8 : 2) == 0);
+}
+
+/* In a script; drawn moves are checkpoints now and then. */
+static void step_checkpoint(struct agent *agent, struct host *at)
+{
+    move_to(agent, at, other_host(agent, at, 1), true);
 }
 
 static void step_suspend(struct agent *agent, struct host *at)
@@ -284,12 +296,32 @@ static const struct {
 #undef STEP_ROW
 };
 
-static void step_run(struct agent *agent, struct host *at)
+/* The agent->step-th word. */
+static size_t step_scripted(const struct agent *agent, const char *script)
 {
+    for (uint32_t skip = agent->step; skip > 0; skip--)
+        script += strcspn(script, " ") + 1;
+    size_t i = 0, size = strcspn(script, " ");
+    while (strlen(steps[i].name) != size || strncmp(steps[i].name, script, size) != 0)
+        KLP_ASSERT(++i < KLP_COUNT(steps));
+    return i;
+}
+
+static size_t step_choose(const struct agent *agent)
+{
+    const char *script = sim_world->plan.script[agent->index];
     uint64_t drawn = draw(agent, 0, 100);
     size_t i = 0;
+    if (script != NULL)
+        return step_scripted(agent, script);
     while (drawn >= steps[i].share)
         drawn -= steps[i++].share;
+    return i;
+}
+
+static void step_run(struct agent *agent, struct host *at)
+{
+    size_t i = step_choose(agent);
     sim_note("step", "%s %s at %s", steps[i].name, agent->name, at->name);
     steps[i].run(agent, at);
 }
