@@ -64,10 +64,12 @@ static void reach_hub(void)
         __sanitizer_finish_switch_fiber(hub_fake, NULL, NULL);
 }
 
-static void leave_fiber(struct sim_stack *stack, bool for_ever)
+/* Also for ever: the next fiber on this stack takes its second one over, which is large and slow to
+ * make. */
+static void leave_fiber(struct sim_stack *stack)
 {
     if (!switcher->own_threads)
-        __sanitizer_start_switch_fiber(for_ever ? NULL : &stack->fake, hub_bottom, hub_size);
+        __sanitizer_start_switch_fiber(&stack->fake, hub_bottom, hub_size);
 }
 
 static void reach_fiber(struct sim_stack *stack)
@@ -76,8 +78,9 @@ static void reach_fiber(struct sim_stack *stack)
         __sanitizer_finish_switch_fiber(KLP_TAKE(&stack->fake), &hub_bottom, &hub_size);
 }
 
-/* A killed fiber never leaves for ever: whoever runs goes there and back in its name, without a
- * switch, which frees what the sanitizer keeps of it. Then no frame of it is left to be guarded. */
+/* A killed fiber leaves frames behind: whoever runs goes there and away for ever in its name,
+ * without a switch, which frees what the sanitizer keeps of it. Then nothing on its stack is
+ * guarded. */
 static void forget(struct sim_stack *stack)
 {
     void *fake = NULL;
@@ -96,7 +99,7 @@ static void forget(struct sim_stack *stack)
 #else
 #define leave_hub(stack) ((void)(stack))
 #define reach_hub() ((void)0)
-#define leave_fiber(stack, for_ever) ((void)(stack), (void)(for_ever))
+#define leave_fiber(stack) ((void)(stack))
 #define reach_fiber(stack) ((void)(stack))
 #define forget(stack) ((void)(stack))
 #endif
@@ -160,8 +163,7 @@ void sim_stacks_drop(void)
         struct sim_stack *stack = spare;
         size_t page = (size_t)sysconf(_SC_PAGESIZE);
         spare = stack->next;
-        if (stack->abandoned)
-            forget(stack);
+        forget(stack);
         switcher->drop(stack);
         munmap(stack->low - page, stack->size + page);
         free(stack);
@@ -231,7 +233,7 @@ void sim_fiber_switch_in(struct sim_fiber *fiber)
 void sim_fiber_switch_out(void)
 {
     struct sim_stack *stack = sim_world->current->stack;
-    leave_fiber(stack, sim_world->current->ended);
+    leave_fiber(stack);
     switcher->to_hub(stack);
     reach_fiber(stack);
 }
