@@ -116,6 +116,7 @@ struct klp_node {
     unsigned part_count;                             /* (m) counts on: the place is its remainder */
     bool template_busy;                              /* (m) one template is booted at a time */
     struct arrival_slot arrivals[NODE_ARRIVALS_MAX]; /* (m) */
+    char accepting[NODE_ARRIVALS_MAX][KLP_ID_SIZE];  /* (m) agents that are being taken in */
     struct klp_event *events;                        /* (m) ring of NODE_EVENTS_MAX */
     uint64_t event_seq;                              /* (m) of the last */
     struct klp_cancel *cancel;                       /* ends the node's own tasks */

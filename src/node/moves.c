@@ -168,9 +168,45 @@ static struct node_agent *agent_arrived(const struct kelpie_op *op, struct klp_n
     }
 }
 
-static kelpie_outcome peer_accept(const struct kelpie_op *op, struct klp_node *node,
-                                  const struct klp_peer_request *request,
-                                  struct klp_peer_answer *out, struct kelpie_error **err)
+/* One message at a time takes an agent in: two that say the same could not tell whose claim the
+ * registry has. */
+static kelpie_outcome accept_begin(const struct kelpie_op *op, struct klp_node *node,
+                                   const char *agent_id, char **out_slot, struct kelpie_error **err)
+{
+    kelpie_outcome outcome = KLP_OK;
+    bool busy = true;
+    *out_slot = NULL;
+    klp_mutex_lock(node->mutex);
+    while (busy && kelpie_is_ok(outcome)) {
+        busy = false;
+        for (size_t i = 0; i < NODE_ARRIVALS_MAX; i++) {
+            busy = busy || strcmp(node->accepting[i], agent_id) == 0;
+            if (node->accepting[i][0] == 0)
+                *out_slot = node->accepting[i];
+        }
+        if (busy)
+            outcome = klp_cond_wait(op, node->changed, node->mutex, err);
+    }
+    if (kelpie_is_ok(outcome) && *out_slot != NULL)
+        klp_text_copy(*out_slot, KLP_ID_SIZE, agent_id);
+    klp_mutex_unlock(node->mutex);
+    if (kelpie_is_ok(outcome) && *out_slot == NULL)
+        outcome = klp_fail(err, KELPIE_E_LIMIT, "node '%s' takes in %d agents already", node->name,
+                           NODE_ARRIVALS_MAX);
+    return outcome;
+}
+
+static void accept_end(struct klp_node *node, char *slot)
+{
+    KLP_LOCKED (node->mutex) {
+        slot[0] = 0;
+        klp_cond_wake(node->changed);
+    }
+}
+
+static kelpie_outcome accept_alone(const struct kelpie_op *op, struct klp_node *node,
+                                   const struct klp_peer_request *request,
+                                   struct klp_peer_answer *out, struct kelpie_error **err)
 {
     struct kelpie_vm *vm;
     struct klp_agent_record record;
@@ -196,6 +232,19 @@ static kelpie_outcome peer_accept(const struct kelpie_op *op, struct klp_node *n
     event_post(node, "teleport.arrived", agent->name, "from node '%s' at epoch %llu",
                request->source, (unsigned long long)record.epoch);
     return KLP_OK;
+}
+
+static kelpie_outcome peer_accept(const struct kelpie_op *op, struct klp_node *node,
+                                  const struct klp_peer_request *request,
+                                  struct klp_peer_answer *out, struct kelpie_error **err)
+{
+    char *slot;
+    if (!klp_id_is_valid(request->agent))
+        return klp_fail(err, KELPIE_E_INVALID, "cannot take an agent in: bad id");
+    KLP_TRY(accept_begin(op, node, request->agent, &slot, err));
+    kelpie_outcome outcome = accept_alone(op, node, request, out, err);
+    accept_end(node, slot);
+    return outcome;
 }
 
 kelpie_outcome klp_node_peer(const struct kelpie_op *op, struct klp_node *node, const char *verb,

@@ -112,22 +112,40 @@ static kelpie_outcome guest_raise(const struct kelpie_op *op, const struct klp_b
     return KLP_OK;
 }
 
-/* The VM is gone, and the record says so. Whatever fails here is left to recovery. */
-static void bringup_undo(const struct kelpie_op *op, struct klp_host *host,
-                         const struct klp_bringup *bringup, struct kelpie_vm **vm,
-                         struct klp_agent_record *record, const struct kelpie_error *why)
+static kelpie_outcome undo_record(const struct kelpie_op *op, struct klp_host *host,
+                                  enum klp_agent_state state, struct klp_agent_record *record,
+                                  const struct kelpie_error *why, struct kelpie_error **err)
 {
-    struct kelpie_op cleanup = klp_op_cleanup(op, CLEANUP_MS);
-    kelpie_vm_destroy(&cleanup, KLP_TAKE(vm));
     struct klp_agent_record next = *record;
-    /* Once it is RUNNING its workload may have been thawed: what comes next is no continuation. */
-    next.state = record->state == KLP_AGENT_RUNNING ? KLP_AGENT_CRASHED : bringup->failure_state;
+    next.state = state;
     if (next.state == KLP_AGENT_PARKED)
         next.epoch++;
     next.move_id[0] = 0;
     klp_format(next.reason, sizeof(next.reason), "%s", kelpie_error_message(why));
+    return klp_record_change(op, host->registry, record, &next, err);
+}
+
+/* The VM is gone, and the record says so. Whatever fails here is left to recovery. */
+static void bringup_undo(const struct kelpie_op *op, struct klp_host *host,
+                         const struct klp_bringup *bringup, struct kelpie_vm **vm,
+                         struct klp_agent_record *record, bool running,
+                         const struct kelpie_error *why)
+{
+    struct kelpie_op cleanup = klp_op_cleanup(op, CLEANUP_MS);
     struct kelpie_error *error = NULL;
-    if (!kelpie_is_ok(klp_record_change(&cleanup, host->registry, record, &next, &error)))
+    uint64_t epoch = record->epoch, revision = record->revision;
+    kelpie_vm_destroy(&cleanup, KLP_TAKE(vm));
+    if (!running && record->state != KLP_AGENT_STARTING)
+        return; /* somebody else has changed it: it is not ours to undo */
+    /* Once it is RUNNING its workload may have been thawed: what comes next is no continuation. */
+    enum klp_agent_state state = running ? KLP_AGENT_CRASHED : bringup->failure_state;
+    kelpie_outcome outcome = undo_record(&cleanup, host, state, record, why, &error);
+    if (klp_error_code(&error) == KELPIE_E_CONFLICT && record->epoch == epoch &&
+        record->revision != revision) { /* by our own word that it runs, which was late */
+        klp_error_clear(&error);
+        outcome = undo_record(&cleanup, host, state, record, why, &error);
+    }
+    if (!kelpie_is_ok(outcome))
         klp_log(op->env, KLP_LOG_WARN, "bringup.undo", "agent=%s error=%s", record->name,
                 kelpie_error_message(error));
     klp_error_clear(&error);
@@ -174,7 +192,8 @@ static kelpie_outcome thaw(const struct kelpie_op *op, const struct klp_host *ho
 
 static kelpie_outcome bringup_try(const struct kelpie_op *op, struct klp_host *host,
                                   const struct klp_bringup *bringup, struct kelpie_vm **vm,
-                                  struct klp_agent_record *record, struct kelpie_error **err)
+                                  struct klp_agent_record *record, bool *out_running,
+                                  struct kelpie_error **err)
 {
     if (*vm == NULL)
         KLP_TRY(host->ops->vm_make(op, host, record->id, &bringup->parts->manifest.machine,
@@ -190,6 +209,7 @@ static kelpie_outcome bringup_try(const struct kelpie_op *op, struct klp_host *h
     next.move_id[0] = next.destination[0] = next.reason[0] = 0;
     klp_point(op->env, "bringup.before-running");
     KLP_TRY(klp_record_change(op, host->registry, record, &next, err));
+    *out_running = true;
     klp_point(op->env, "bringup.running");
     klp_vm_gate_open(*vm, record->epoch);
     if (bringup->leave_frozen)
@@ -205,11 +225,12 @@ kelpie_outcome klp_bringup_run(const struct kelpie_op *op, struct klp_host *host
                                struct klp_agent_record *record, struct kelpie_error **err)
 {
     struct kelpie_error *error = NULL;
-    kelpie_outcome outcome = bringup_try(op, host, bringup, vm, record, &error);
+    bool running = false;
+    kelpie_outcome outcome = bringup_try(op, host, bringup, vm, record, &running, &error);
     klp_op_phase_end(op);
     if (kelpie_is_ok(outcome))
         return outcome;
-    bringup_undo(op, host, bringup, vm, record, error);
+    bringup_undo(op, host, bringup, vm, record, running, error);
     klp_error_move(err, &error);
     return outcome;
 }
