@@ -266,6 +266,15 @@ void sim_guest_end(struct sim_guest *guest, bool asked)
     klp_list_remove(&guest->link);
 }
 
+bool sim_guest_lives(int64_t pid)
+{
+    KLP_LIST_EACH (item, &sim_world->ledger.guests) {
+        if (KLP_CONTAINER(item, struct sim_guest, link)->pid == pid)
+            return true;
+    }
+    return false;
+}
+
 /* ---- what is captured and restored */
 
 uint64_t sim_guest_captured(struct sim_guest *guest, uint64_t digest)

@@ -1,12 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A simulated hypervisor: the mock guest's engine in a crash domain of its own, driven by virtual
- * time. Its memory is one mapping, so that the engine can point into it; which 4 KiB of it were
- * ever touched the kernel knows, so that a capture does not read all of a guest. */
-#include <stdlib.h>
+ * time, with a witness beside it (guest.c). */
 #include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
+#include "ram.h"
 #include "sim.h"
 #include "spoil.h"
 #include "vm/keeper/keeper.h"
@@ -20,7 +17,6 @@
 #define SLOWER_NS (40 * KLP_SECOND)  /* past a lease */
 #define HANGS_NS (1000 * KLP_SECOND) /* past all that anybody waits for an order */
 #define ANSWER_NS (5 * KLP_SECOND)   /* an answer that does not come by then is lost */
-#define HOST_PAGE 4096u
 #define CONSOLE_SIZE 256
 
 #define DEVICE_MAGIC 0x3130564544
@@ -48,14 +44,13 @@ struct sim_vm {
     struct mock_engine engine;
     struct sim_facts facts; /* of its node */
     enum klp_arch arch;
-    uint8_t *memory;
-    int fd;
-    uint64_t size;
+    struct sim_ram ram;
     struct klp_handle base_memory;
     struct sim_end host; /* the guest's end of the agent stream; conn NULL = none */
     bool loaded, begun, stopped, frozen, killed, died, ended;
     uint64_t last_ns, deaf_until_ns;
-    int exit_code; /* of a process that ended by itself */
+    const char *planted; /* a fault that it has for its life; NULL = none */
+    int exit_code;       /* of a process that ended by itself */
     struct sim_source changed;
     int64_t pid;
     char console[CONSOLE_SIZE];
@@ -129,9 +124,9 @@ static void guest_advance(struct sim_vm *vm)
     if (!vm->begun) {
         uint8_t seed[32];
         klp_random(vm->base.env, seed, sizeof(seed));
-        mock_engine_init(&vm->engine, vm->memory, vm->size, SIM_PAGE_SIZE, klp_arch_name(vm->arch),
-                         seed);
-        vm->engine.mib = SIM_MIB;
+        mock_engine_init(&vm->engine, vm->ram.bytes, vm->ram.size, SIM_PAGE_SIZE,
+                         klp_arch_name(vm->arch), seed);
+        vm->engine.mib = sim_world->mib;
         vm->begun = true;
         vm->last_ns = now;
     }
@@ -191,7 +186,7 @@ static void process_release(struct sim_resource *resource)
 static void process_start(struct sim_vm *vm)
 {
     struct sim_env *env = sim_env_from(vm->base.env);
-    vm->pid = ++sim_world->pid_count;
+    vm->pid = vm->guest.pid = ++sim_world->pid_count;
     vm->domain = sim_domain_create(SIM_VM, env->node, "vm");
     struct sim_domain *before = sim_domain_enter(vm->domain);
     sim_resource_add(&vm->process, process_release);
@@ -211,44 +206,6 @@ static void run_set(struct sim_vm *vm, bool *flag, bool value)
     sim_wake(&vm->changed);
 }
 
-/* ---- memory */
-
-/* Calls for all host pages that were ever touched. */
-static bool pages_each(struct sim_vm *vm,
-                       bool (*each)(struct sim_vm *vm, uint64_t offset, void *arg), void *arg)
-{
-    off_t at = lseek(vm->fd, 0, SEEK_DATA);
-    while (at >= 0) {
-        off_t end = lseek(vm->fd, at, SEEK_HOLE);
-        for (; at < end; at += HOST_PAGE)
-            KLP_CHECK(each(vm, (uint64_t)at, arg));
-        at = lseek(vm->fd, end, SEEK_DATA);
-    }
-    return true;
-}
-
-static bool page_digest(struct sim_vm *vm, uint64_t offset, void *arg)
-{
-    static const uint64_t zeros[SIM_PAGE_SIZE / 8];
-    uint64_t *digest = arg, words[SIM_PAGE_SIZE / 8];
-    for (uint64_t at = offset; at < offset + HOST_PAGE; at += SIM_PAGE_SIZE) {
-        if (memcmp(vm->memory + at, zeros, SIM_PAGE_SIZE) == 0)
-            continue;
-        memcpy(words, vm->memory + at, SIM_PAGE_SIZE);
-        for (size_t i = 0; i < KLP_COUNT(words); i += 2)
-            *digest = sim_mix(*digest ^ at, words[i], words[i + 1]);
-    }
-    return true;
-}
-
-/* Of all bytes; what is zero does not count. */
-static uint64_t memory_digest(struct sim_vm *vm)
-{
-    uint64_t digest = vm->size;
-    KLP_IGNORE(pages_each(vm, page_digest, &digest));
-    return digest;
-}
-
 /* ---- the keeper's orders */
 
 /* The time an order needs; one that runs out of time has no effect. */
@@ -260,46 +217,28 @@ static kelpie_outcome takes(const struct kelpie_op *op, uint64_t ns, struct kelp
     return klp_sleep_until(op, klp_boot_ns(op->env) + ns, err);
 }
 
+static bool is_planted(const struct sim_vm *vm, const char *fault)
+{
+    return vm->planted != NULL && strcmp(vm->planted, fault) == 0;
+}
+
 static kelpie_outcome broke(const char *what, struct kelpie_error **err)
 {
     return klp_fail(err, KELPIE_E_IO, "the simulated hypervisor could not %s", what);
 }
 
 /* In the middle of an order its process ends: by a signal, or by itself. OK = it does not. */
-static kelpie_outcome lives_on(struct sim_vm *vm, struct kelpie_error **err)
+static kelpie_outcome lives_on(struct sim_vm *vm, bool dies, struct kelpie_error **err)
 {
-    if (!vm->ended && fault_VM_DIES_MIDWAY(node_of(vm))) {
+    if (!vm->ended && (fault_VM_DIES_MIDWAY(node_of(vm)) || dies)) {
         sim_guest_end(&vm->guest, false);
-        vm->died = sim_fault_draw(2) == 0;
+        vm->died = dies || sim_fault_draw(2) == 0;
         vm->exit_code = vm->died ? 0 : 1;
         sim_wake(&vm->changed);
         while (!vm->fiber->ended)
             sim_wait_source(&vm->fiber->end, SIM_NEVER, "a guest's end");
     }
     return vm->ended ? klp_fail(err, KELPIE_E_CRASHED, "the simulated guest is gone") : KLP_OK;
-}
-
-static void layer_lay(struct sim_vm *vm, const struct sim_memory *layer)
-{
-    uint64_t offset = 0, size = 0;
-    while (sim_memory_next(layer, offset + size, &offset, &size))
-        sim_memory_copy_out(layer, offset, vm->memory + offset, (size_t)size);
-}
-
-static kelpie_outcome memory_make(const struct kelpie_op *op, struct sim_vm *vm,
-                                  struct klp_handle memory, struct kelpie_error **err)
-{
-    if (!klp_handle_is_none(memory))
-        KLP_REQUIRE(klp_handle_copy(op->env, memory, &vm->base_memory, err));
-    vm->fd = memfd_create("kelpie-dst-guest", MFD_CLOEXEC);
-    KLP_ASSERT(vm->fd >= 0 && ftruncate(vm->fd, (off_t)vm->size) == 0);
-    vm->memory =
-        mmap(NULL, vm->size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, vm->fd, 0);
-    KLP_ASSERT(vm->memory != MAP_FAILED);
-    if (!klp_handle_is_none(memory))
-        layer_lay(vm, sim_handle_object(memory, SIM_HANDLE_MEMORY));
-    sim_guest_map(&vm->guest, vm->memory, vm->size);
-    return KLP_OK;
 }
 
 /* What cannot be started comes to nothing: one that was started is gone again. */
@@ -312,15 +251,19 @@ static kelpie_outcome vm_spawn(const struct kelpie_op *op, struct klp_hypervisor
     (void)files;
     (void)file_count;
     KLP_TRY(takes(op, SPAWN_NS, err));
-    if (fault_VM_CREATE_FAIL(node_of(vm)))
+    if (fault_VM_CREATE_FAIL(node_of(vm)) || is_planted(vm, "boot"))
         return broke("start", err);
     if (!sim_facts_fit(&vm->facts, machine, NULL)) /* DESIGN 2.4: it was to be refused before */
         sim_fail(SIM_SAFETY, "node %s starts a machine that it cannot run: %s %s %s",
                  sim_env_from(op->env)->name, klp_arch_name(machine->arch), machine->cpu,
                  machine->backend_version);
-    vm->size = machine->memory_bytes;
     vm->arch = machine->arch;
-    KLP_TRY(memory_make(op, vm, memory, err));
+    if (!klp_handle_is_none(memory))
+        KLP_REQUIRE(klp_handle_copy(op->env, memory, &vm->base_memory, err));
+    sim_ram_make(&vm->ram, machine->memory_bytes);
+    if (!klp_handle_is_none(memory))
+        sim_ram_lay(&vm->ram, sim_handle_object(memory, SIM_HANDLE_MEMORY));
+    sim_guest_map(&vm->guest, vm->ram.bytes, vm->ram.size);
     vm->loaded = mode == KLP_SPAWN_COLD;
     vm->stopped = mode != KLP_SPAWN_COLD;
     process_start(vm);
@@ -347,7 +290,7 @@ static kelpie_outcome device_load(const struct kelpie_op *op, struct sim_vm *vm,
     if (memcmp(&device, &right, sizeof(device)) != 0)
         sim_fail(SIM_SAFETY, "a guest on node %s is restored with damaged registers",
                  sim_env_from(op->env)->name);
-    sim_guest_loaded(&vm->guest, device.capture, memory_digest(vm));
+    sim_guest_loaded(&vm->guest, device.capture, sim_ram_digest(&vm->ram));
     return KLP_OK;
 }
 
@@ -359,9 +302,9 @@ static kelpie_outcome overlays_lay(const struct kelpie_op *op, struct sim_vm *vm
         uint64_t size;
         const struct sim_memory *layer = sim_handle_object(overlays[i], SIM_HANDLE_MEMORY);
         KLP_REQUIRE(klp_memory_size(op->env, overlays[i], &size, err));
-        if (layer == NULL || size != vm->size)
+        if (layer == NULL || size != vm->ram.size)
             return klp_fail(err, KELPIE_E_CORRUPT, "an overlay is not of the guest's size");
-        layer_lay(vm, layer);
+        sim_ram_lay(&vm->ram, layer);
     }
     return KLP_OK;
 }
@@ -372,11 +315,11 @@ static kelpie_outcome vm_load(const struct kelpie_op *op, struct klp_hypervisor 
 {
     struct sim_vm *vm = vm_from(base);
     bool fails = fault_SNAPSHOT_RESTORE_FAIL(node_of(vm));
-    bool at_once = fails && sim_fault_draw(2) == 0;
+    bool at_once = (fails && sim_fault_draw(2) == 0) || is_planted(vm, "load");
     KLP_TRY(takes(op, LOAD_NS, err));
     if (at_once)
         return broke("load anything", err);
-    KLP_TRY(lives_on(vm, err));
+    KLP_TRY(lives_on(vm, false, err));
     KLP_TRY(overlays_lay(op, vm, overlays, count, err));
     if (fails)
         return broke("load the device state", err);
@@ -391,7 +334,7 @@ static kelpie_outcome vm_turn(const struct kelpie_op *op, struct sim_vm *vm, boo
 {
     bool before = vm->stopped, refused = fails && sim_fault_draw(2) == 0;
     KLP_TRY(takes(op, STOP_NS, err));
-    KLP_TRY(lives_on(vm, err));
+    KLP_TRY(lives_on(vm, false, err));
     if (refused)
         return broke(stopped ? "stop" : "go on", err);
     run_set(vm, &vm->stopped, stopped);
@@ -427,37 +370,6 @@ static void vm_unfreeze(struct klp_hypervisor *base)
     run_set(vm_from(base), &vm_from(base)->frozen, false);
 }
 
-struct page_take { /* where captured pages go */
-    struct klp_handle dirty;
-    struct kelpie_error **err;
-};
-
-/* One host page: the small pages in it that are not as they were in the base. */
-static bool page_capture(struct sim_vm *vm, uint64_t offset, void *arg)
-{
-    const struct page_take *take = arg;
-    uint8_t before[HOST_PAGE] = {0};
-    if (!klp_handle_is_none(vm->base_memory))
-        sim_memory_copy_out(sim_handle_object(vm->base_memory, SIM_HANDLE_MEMORY), offset, before,
-                            HOST_PAGE);
-    for (uint32_t at = 0; at < HOST_PAGE; at += SIM_PAGE_SIZE) {
-        const uint8_t *page = vm->memory + offset + at;
-        if (memcmp(page, before + at, SIM_PAGE_SIZE) == 0)
-            continue;
-        sim_fold(offset + at);
-        sim_fold_bytes(page, SIM_PAGE_SIZE);
-        KLP_CHECK(klp_memory_write(vm->base.env, take->dirty, offset + at, page, SIM_PAGE_SIZE,
-                                   take->err));
-    }
-    return true;
-}
-
-static bool pages_capture(struct sim_vm *vm, struct klp_handle dirty, struct kelpie_error **err)
-{
-    struct page_take take = {dirty, err};
-    return pages_each(vm, page_capture, &take) && klp_memory_seal(vm->base.env, dirty, err);
-}
-
 static bool device_save(struct sim_vm *vm, struct klp_handle *out, struct kelpie_error **err)
 {
     struct sim_device device;
@@ -465,7 +377,7 @@ static bool device_save(struct sim_vm *vm, struct klp_handle *out, struct kelpie
     uint64_t size = sizeof(device);
     if (fault_SNAPSHOT_TOO_LARGE(node_of(vm)))
         size = KLP_DEVICE_STATE_MAX + 1 + sim_fault_draw(KLP_DEVICE_STATE_MAX);
-    device_fill(&device, sim_guest_captured(&vm->guest, memory_digest(vm)));
+    device_fill(&device, sim_guest_captured(&vm->guest, sim_ram_digest(&vm->ram)));
     KLP_CHECK(klp_memory_create(env, "device", size, out, err));
     if (klp_memory_write(env, *out, 0, &device, sizeof(device), err) &&
         klp_memory_seal(env, *out, err))
@@ -477,8 +389,12 @@ static bool device_save(struct sim_vm *vm, struct klp_handle *out, struct kelpie
 static kelpie_outcome parts_save(struct sim_vm *vm, bool fails, struct klp_handle *device_state,
                                  struct klp_handle *dirty, struct kelpie_error **err)
 {
-    KLP_REQUIRE(klp_memory_create(vm->base.env, "dirty", vm->size, dirty, err));
-    kelpie_outcome outcome = {pages_capture(vm, *dirty, err) ? KELPIE_OK : KELPIE_FAIL};
+    KLP_REQUIRE(klp_memory_create(vm->base.env, "dirty", vm->ram.size, dirty, err));
+    const struct sim_memory *below = klp_handle_is_none(vm->base_memory)
+                                         ? NULL
+                                         : sim_handle_object(vm->base_memory, SIM_HANDLE_MEMORY);
+    kelpie_outcome outcome = {
+        sim_ram_capture(vm->base.env, &vm->ram, below, *dirty, err) ? KELPIE_OK : KELPIE_FAIL};
     if (kelpie_is_ok(outcome) && fails)
         outcome = broke("save the device state", err);
     else if (kelpie_is_ok(outcome) && !device_save(vm, device_state, err))
@@ -494,11 +410,11 @@ static kelpie_outcome vm_capture(const struct kelpie_op *op, struct klp_hypervis
 {
     struct sim_vm *vm = vm_from(base);
     bool fails = fault_SNAPSHOT_CREATE_FAIL(node_of(vm));
-    bool at_once = fails && sim_fault_draw(2) == 0;
+    bool at_once = (fails && sim_fault_draw(2) == 0) || is_planted(vm, "capture");
     KLP_TRY(takes(op, CAPTURE_NS, err));
     if (at_once)
         return broke("capture anything", err);
-    KLP_TRY(lives_on(vm, err));
+    KLP_TRY(lives_on(vm, is_planted(vm, "crash-in-capture"), err));
     if (!vm->stopped)
         return klp_fail(err, KELPIE_E_CRASHED, "the simulated guest does not stand still");
     return parts_save(vm, fails, device_state, dirty, err);
@@ -569,10 +485,7 @@ static void vm_release(struct sim_resource *resource)
     struct sim_vm *vm = KLP_CONTAINER(resource, struct sim_vm, resource);
     if (vm->domain != NULL && !vm->ended) /* a hypervisor dies with its keeper */
         sim_domain_crash(vm->domain);
-    if (vm->memory != NULL)
-        munmap(vm->memory, vm->size);
-    if (vm->fd >= 0)
-        close(vm->fd);
+    sim_ram_drop(&vm->ram);
     sim_end_close(&vm->host);
     sim_guest_end(&vm->guest, true); /* one that was never started */
 }
@@ -609,8 +522,8 @@ struct klp_hypervisor *sim_hypervisor_create(struct klp_env *env, const struct s
     struct sim_vm *vm = KLP_NEW(struct sim_vm);
     vm->base = (struct klp_hypervisor){&vm_ops, env};
     vm->facts = *facts;
+    vm->planted = sim_world->planted;
     vm->base_memory = KLP_NO_HANDLE;
-    vm->fd = -1;
     sim_source_init(&vm->changed);
     sim_guest_begin(&vm->guest, sim_env_from(env)->node);
     sim_resource_add(&vm->resource, vm_release);

@@ -175,6 +175,8 @@ struct sim {
     struct sim_faults fault;
     struct sim_net net;
     struct sim_ledger ledger;    /* what the guests witnessed */
+    uint64_t mib;                /* bytes of what guests call one */
+    const char *planted;         /* fault of VMs that are launched from now on; NULL = none */
     struct sim_domain *crashing; /* the hub drops it next */
     const struct sim_order *order;
     bool over; /* a bug was met: nothing more runs */
@@ -214,6 +216,7 @@ struct sim_order { /* how a run is to be; borrowed */
     FILE *trace;                 /* NULL = none */
     struct sim_diagram *diagram; /* NULL = none */
     bool quiet;                  /* a failure is in the result only, not on stderr */
+    bool apart; /* VMs for themselves, copied as a test likes: no witness works, a MiB is one */
 };
 void sim_run(uint64_t seed, const struct sim_order *order, struct sim_result *out);
 
@@ -303,6 +306,8 @@ struct kelpie_vm_factory *sim_factory_create(struct klp_env *env, struct klp_dir
 /* False: it cannot run there; why not, but for the architecture, is added to *faults. */
 bool sim_facts_fit(const struct sim_facts *facts, const struct klp_machine *machine,
                    struct kelpie_error **faults);
+/* The keeper of that VM dies, as by kill -9. Not from one of its fibers. */
+void sim_keeper_kill(const char *vm);
 struct klp_hypervisor;
 struct klp_hypervisor *sim_hypervisor_create(struct klp_env *env, const struct sim_facts *facts);
 

@@ -32,7 +32,7 @@ static bool machine_make(struct kelpie_vm_factory *factory, const struct kelpie_
     *out = (struct klp_machine){.version = KLP_MACHINE_VERSION,
                                 .arch = factory->arch,
                                 .vcpus = config->vcpu_count,
-                                .memory_bytes = (uint64_t)config->memory_mib * SIM_MIB,
+                                .memory_bytes = (uint64_t)config->memory_mib * sim_world->mib,
                                 .page_log2 = SIM_PAGE_LOG2};
     klp_text_copy(out->backend, sizeof(out->backend), "sim");
     klp_text_copy(out->backend_version, sizeof(out->backend_version), facts->version);
@@ -119,11 +119,18 @@ static void keeper_run(void *arg)
     klp_mem_free(start);
 }
 
+static void keeper_name(const char *vm, char *out, size_t capacity)
+{
+    klp_format(out, capacity, "keeper %.*s", 12, vm);
+}
+
 /* What it is started with is the keeper's own from the first: it may die before it runs. */
 static struct sim_fiber *keeper_start(struct sim_env *env, const char *path, const char *id,
                                       const struct sim_facts *facts)
 {
-    struct sim_domain *domain = sim_domain_create(SIM_KEEPER, env->node, "keeper");
+    char name[32];
+    keeper_name(id, name, sizeof(name));
+    struct sim_domain *domain = sim_domain_create(SIM_KEEPER, env->node, name);
     struct sim_domain *before = sim_domain_enter(domain);
     struct keeper_start *start = KLP_NEW(struct keeper_start);
     *start = (struct keeper_start){
@@ -131,6 +138,17 @@ static struct sim_fiber *keeper_start(struct sim_env *env, const char *path, con
     snprintf(start->vm, sizeof(start->vm), "%s", id);
     sim_domain_enter(before);
     return sim_fiber_start(env, domain, "keeper", keeper_run, start);
+}
+
+void sim_keeper_kill(const char *vm)
+{
+    char name[sizeof(((struct sim_domain *)NULL)->name)];
+    keeper_name(vm, name, sizeof(name));
+    KLP_LIST_EACH (item, &sim_world->domains) {
+        struct sim_domain *domain = KLP_CONTAINER(item, struct sim_domain, link);
+        if (domain->kind == SIM_KEEPER && !domain->crashed && strcmp(domain->name, name) == 0)
+            sim_domain_crash(domain);
+    }
 }
 
 static kelpie_outcome launch(const struct kelpie_op *op, struct kelpie_vm_factory *factory,

@@ -31,6 +31,7 @@ struct sim_witness {
 struct sim_guest {
     struct klp_list link; /* world->guests */
     uint32_t number, node;
+    int64_t pid; /* 0 = not started */
     uint64_t mapped_bytes;
     const struct mock_state *state; /* NULL = it has no memory yet */
     struct sim_witness *witness;
@@ -104,6 +105,7 @@ void sim_guest_look(struct sim_guest *guest);
 void sim_guest_turn(struct sim_guest *guest, bool works);
 /* It is over; `asked`: it powered off, or was told to. */
 void sim_guest_end(struct sim_guest *guest, bool asked);
+bool sim_guest_lives(int64_t pid);
 /* Returns the capture's number, never 0. */
 uint64_t sim_guest_captured(struct sim_guest *guest, uint64_t digest);
 /* Restored: is it what was captured (DESIGN 2.3)? */

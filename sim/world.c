@@ -123,6 +123,8 @@ static void world_begin(struct sim *world, uint64_t seed, const struct sim_order
     klp_list_init(&world->domains);
     klp_list_init(&world->listeners);
     sim_ledger_begin(&world->ledger);
+    world->ledger.off = order->apart;
+    world->mib = order->apart ? KLP_MIB : SIM_MIB;
     klp_list_init(&world->calls);
     sim_net_begin(&world->net);
     if (order->plan != NULL)

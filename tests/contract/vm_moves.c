@@ -131,7 +131,7 @@ static void test_contract_vm__what_was_comes_back(void **state)
     assert_filled(other, pages);
     uint64_t after = vm_count(other);
     assert_true(after >= before);
-    for (uint64_t since = vm_now_ms(); vm_count(other) <= after;)
+    for (uint64_t since = vm_now_ms(); vm_count(other) <= after; vm_sleep_ms(1))
         assert_true(vm_now_ms() - since < 10000);
     CONTRACT_OK(
         klp_vm_release(&vm_op, vm, KLP_HOLD_HANDOFF, &err_)); /* the first goes its own way */
