@@ -15,6 +15,8 @@ kelpie_outcome parent_find(const struct kelpie_op *op, struct node_agent *agent,
     struct klp_node *node = agent->node;
     *hold = (struct parent_hold){.has_last = false};
     *out = (struct klp_snapshot_parent){.manifest = NULL};
+    if (klp_digest_is_zero(&agent->template_) && klp_vm_base(agent->life->vm) != NULL)
+        return klp_fail(err, KELPIE_E_STATE, "the template of '%s' is not known", agent->name);
     if (klp_digest_is_zero(&agent->template_))
         return KLP_OK;
     KLP_TRY(klp_snapshot_load(op, &node->host.snapshots, &agent->template_, &hold->template_, err));

@@ -166,6 +166,9 @@ void record_adopt(struct node_agent *agent, const struct klp_agent_record *recor
 KELPIE_MUST_USE bool agent_save(struct node_agent *agent,
                                 struct kelpie_error **err); /* STATE/agents/ID/config */
 KELPIE_MUST_USE bool agent_load(struct node_agent *agent, struct kelpie_error **err);
+KELPIE_MUST_USE kelpie_outcome agent_template_find(const struct kelpie_op *op,
+                                                   struct node_agent *agent,
+                                                   struct kelpie_error **err);
 /* From its folder, or, when the daemon ended between the claim and writing it, from the snapshot
  * that its record names. */
 KELPIE_MUST_USE kelpie_outcome agent_know(const struct kelpie_op *op, struct node_agent *agent,

@@ -225,8 +225,11 @@ static kelpie_outcome accept_alone(const struct kelpie_op *op, struct klp_node *
         klp_log(op->env, KLP_LOG_ERROR, "teleport.arrived", "agent=%s error=%s", record.name,
                 kelpie_error_message(error));
     klp_error_clear(&error);
-    if (manifest.kind == KLP_KIND_CHECKPOINT)
-        KLP_IGNORE(template_get(op, &node->host, &agent->identity, &agent->template_, NULL));
+    if (manifest.kind == KLP_KIND_CHECKPOINT &&
+        !(kelpie_is_ok(agent_template_find(op, agent, &error)) && agent_save(agent, &error)))
+        klp_log(op->env, KLP_LOG_ERROR, "teleport.arrived", "agent=%s error=%s", record.name,
+                kelpie_error_message(error));
+    klp_error_clear(&error);
     klp_manifest_finish(&manifest);
     life_begin(agent, vm);
     event_post(node, "teleport.arrived", agent->name, "from node '%s' at epoch %llu",

@@ -115,6 +115,13 @@ void agent_forget(struct node_agent *agent)
         agent_put(agent); /* the table's reference */
 }
 
+/* A checkpoint brings no memory: its agent's VM is a clone of this host's own template. */
+kelpie_outcome agent_template_find(const struct kelpie_op *op, struct node_agent *agent,
+                                   struct kelpie_error **err)
+{
+    return template_get(op, &agent->node->host, &agent->identity, &agent->template_, err);
+}
+
 kelpie_outcome agent_know(const struct kelpie_op *op, struct node_agent *agent,
                           struct kelpie_error **err)
 {
@@ -129,9 +136,12 @@ kelpie_outcome agent_know(const struct kelpie_op *op, struct node_agent *agent,
     klp_error_clear(&error);
     KLP_TRY(klp_snapshot_load(op, &agent->node->host.snapshots, &agent->record.manifest, &manifest,
                               err));
-    bool taken = agent_take_manifest(agent, &manifest, err);
+    kelpie_outcome outcome =
+        agent_take_manifest(agent, &manifest, err) ? KLP_OK : (kelpie_outcome){KELPIE_FAIL};
+    if (kelpie_is_ok(outcome) && manifest.kind == KLP_KIND_CHECKPOINT)
+        outcome = agent_template_find(op, agent, err);
     klp_manifest_finish(&manifest);
-    return taken ? KLP_OK : (kelpie_outcome){KELPIE_FAIL};
+    return outcome;
 }
 
 /* An agent of ours that only the registry knows: parked here, or moved here by an operator. */
