@@ -184,6 +184,8 @@ static kelpie_outcome peer_verb(const struct kelpie_op *op, const struct call *c
 static kelpie_outcome route(const struct kelpie_op *op, const struct call *call, bool again,
                             struct klp_json **out, struct kelpie_error **err)
 {
+    if (call->peer->node == NULL)
+        return klp_fail(err, KELPIE_E_UNREACHABLE, "the node is closing");
     if (strcmp(call->method, "POST") == 0 && strncmp(call->path, PEER_PATH, strlen(PEER_PATH)) == 0)
         return peer_verb(op, call, again, out, err);
     if (strcmp(call->method, "GET") != 0 || strcmp(call->path, "/v1") != 0)
