@@ -11,6 +11,7 @@ struct sim_registry_rows *sim_registry_rows_create(void)
     struct sim_registry_rows *rows = calloc(1, sizeof(*rows));
     sim_source_init(&rows->changed);
     klp_list_init(&rows->late);
+    sim_world->rows = rows;
     return rows;
 }
 
@@ -21,15 +22,21 @@ static void rows_free(struct rows *rows)
     free(rows->list);
 }
 
+void sim_registry_rows_free(struct sim_registry_rows *rows)
+{
+    rows_free(&rows->agents);
+    rows_free(&rows->nodes);
+    free(rows);
+    sim_world->rows = NULL;
+}
+
 void sim_registry_rows_destroy(struct sim_registry_rows *rows)
 {
     while (!klp_list_is_empty(&rows->late)) {
         sim_net_heal();
         sim_yield();
     }
-    rows_free(&rows->agents);
-    rows_free(&rows->nodes);
-    free(rows);
+    sim_registry_rows_free(rows);
 }
 
 struct row *sim_row_find(struct rows *rows, bool by_name, const char *key)

@@ -203,8 +203,10 @@ void sim_scenario_teleport(void *arg)
         sim_park(sim_world->now_ns + sim_world->plan.lease_ttl_ms * KLP_MS / 2, "sweeps");
     for (uint32_t i = story.host_count; well && i-- > 0;)
         host_close(&story.hosts[i], true);
-    if (!well)
-        return;
+    if (!well) { /* others wait for what lies in this frame: it stays until they are gone */
+        sim_world->over = true;
+        sim_park(SIM_NEVER, "the run's end");
+    }
     sim_park(sim_world->now_ns + KLP_SECOND, "keepers that were told to end");
     sim_registry_rows_destroy(story.rows);
 }

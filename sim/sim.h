@@ -140,7 +140,7 @@ struct sim_plan_node {
 };
 struct sim_plan { /* what the seed expands to, but for the faults */
     uint32_t nodes, agents;
-    uint32_t steps[SIM_AGENTS_MAX]; /* what its operator asks for, one after the other */
+    uint32_t steps[SIM_AGENTS_MAX];     /* what its operator asks for, one after the other */
     const char *script[SIM_AGENTS_MAX]; /* which steps, in words of workload.c; NULL = drawn */
     struct sim_plan_node node[SIM_NODES_MAX];
     uint64_t lease_ttl_ms;
@@ -169,6 +169,7 @@ struct sim {
     struct sim_env *envs[SIM_NODES_MAX];
     struct sim_peer peers[SIM_NODES_MAX];
     struct sim_inode *root;
+    struct sim_registry_rows *rows; /* while there are any */
     struct sim_handle_slot *handles;
     size_t handle_count, handle_used;
     struct sim_plan plan;
@@ -298,7 +299,9 @@ kelpie_outcome sim_peer_call(const struct kelpie_op *op, const char *endpoint, c
 /* ---- registry.c, vm.c, hypervisor.c */
 struct sim_registry_rows;
 struct sim_registry_rows *sim_registry_rows_create(void); /* the service: outlives every node */
-void sim_registry_rows_destroy(struct sim_registry_rows *rows);
+void sim_registry_rows_destroy(struct sim_registry_rows *rows); /* may wait */
+void sim_registry_rows_free(
+    struct sim_registry_rows *rows); /* at the world's end: nobody is left */
 struct klp_registry *sim_registry_create(struct klp_env *env, struct sim_registry_rows *rows);
 /* `vms_dir` is borrowed. */
 struct kelpie_vm_factory *sim_factory_create(struct klp_env *env, struct klp_dir *vms_dir,

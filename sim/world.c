@@ -151,6 +151,8 @@ static void world_end(struct sim *world)
     sim_handles_drop(NULL);
     free(world->handles);
     sim_inode_put(world->root);
+    if (world->rows != NULL)
+        sim_registry_rows_free(world->rows);
     KLP_LIST_EACH_SAFE (item, following, &world->fibers) {
         free(KLP_CONTAINER(item, struct sim_fiber, link));
     }
