@@ -95,8 +95,7 @@ static kelpie_outcome birth_one(const struct kelpie_op *op, void *arg, unsigned 
         return outcome;
     }
     struct kelpie_op cleanup = klp_op_cleanup(op, NODE_CLEANUP_MS);
-    if (kelpie_is_ok(
-            klp_registry_delete(&cleanup, birth->node->host.registry, &agent->record, NULL)))
+    if (kelpie_is_ok(record_delete(&cleanup, agent, NULL)))
         agent_forget(agent);
     return outcome;
 }

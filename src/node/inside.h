@@ -161,6 +161,8 @@ void record_copy(struct node_agent *agent, struct klp_agent_record *out);
  */
 KELPIE_MUST_USE kelpie_outcome record_set(const struct kelpie_op *op, struct node_agent *agent,
                                           struct klp_agent_record *next, struct kelpie_error **err);
+KELPIE_MUST_USE kelpie_outcome record_delete(const struct kelpie_op *op, struct node_agent *agent,
+                                             struct kelpie_error **err);
 /* For callers that got the record from the protocol. */
 void record_adopt(struct node_agent *agent, const struct klp_agent_record *record);
 KELPIE_MUST_USE bool agent_save(struct node_agent *agent,

@@ -321,8 +321,7 @@ static void record_end(const struct kelpie_op *op, struct node_agent *agent,
             record_later(agent, state, reason);
         agent_lost(op, agent);
     } else if (state == KLP_AGENT_STOPPED && agent->remove_at_end &&
-               kelpie_is_ok(
-                   klp_registry_delete(op, agent->node->host.registry, &agent->record, NULL))) {
+               kelpie_is_ok(record_delete(op, agent, NULL))) {
         agent_forget(agent);
     }
 }
@@ -346,8 +345,7 @@ static void agent_owes(const struct kelpie_op *op, struct node_agent *agent,
     KLP_IGNORE(klp_sleep_until(op, klp_boot_ns(op->env) + FOLLOW_RETRY_MS * KLP_MS, NULL));
     if (!remove)
         record_end(op, agent, chore->state, chore->text);
-    else if (kelpie_is_ok(
-                 klp_registry_delete(op, agent->node->host.registry, &agent->record, NULL)))
+    else if (kelpie_is_ok(record_delete(op, agent, NULL)))
         agent_forget(agent);
     else if (!klp_cancel_is_raised(agent->node->cancel))
         record_later(agent, KLP_AGENT_NONE, "");

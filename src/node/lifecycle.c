@@ -168,7 +168,7 @@ kelpie_outcome klp_node_agent_create(const struct kelpie_op *op, struct klp_node
     if (!kelpie_is_ok(outcome)) {
         /* Nothing was made: a run that could not start leaves no agent behind. */
         struct kelpie_op cleanup = klp_op_cleanup(op, NODE_CLEANUP_MS);
-        if (kelpie_is_ok(klp_registry_delete(&cleanup, node->host.registry, &agent->record, NULL)))
+        if (kelpie_is_ok(record_delete(&cleanup, agent, NULL)))
             agent_forget(agent);
         else
             record_later(agent, KLP_AGENT_NONE, "");
@@ -395,7 +395,7 @@ kelpie_outcome klp_node_agent_remove(const struct kelpie_op *op, struct klp_node
         klp_error_remedy_set(err, "kelpie rm -f %s", name);
         return refused;
     }
-    kelpie_outcome outcome = klp_registry_delete(op, node->host.registry, &agent->record, &error);
+    kelpie_outcome outcome = record_delete(op, agent, &error);
     bool gone = kelpie_is_ok(outcome) || kelpie_error_code(error) == KELPIE_E_NOT_FOUND;
     if (!gone) {
         if (kelpie_is_unknown(outcome)) {

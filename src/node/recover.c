@@ -11,6 +11,7 @@
 #define ADOPT_MS 5000
 #define SETTLE_MS 5000
 #define PEER_ASK_MS 2000
+#define ASK_AGAIN_MS 100 /* the registry */
 
 /* ---- what a VM's keeper keeps for us: whose VM it is */
 
@@ -141,11 +142,33 @@ static enum fate fate_of(const struct klp_node *node, const struct klp_agent_rec
     }
 }
 
-/* The VM goes on where it was: leased, its leftover holds dropped, its workload thawed unless the
- * user paused it. */
-static kelpie_outcome adopt_running(const struct kelpie_op *op, struct klp_node *node,
-                                    struct node_agent *agent, struct kelpie_vm *vm,
-                                    struct kelpie_error **err)
+/* A registry that does not answer says nothing about an agent: it is asked again, for as long as
+ * the daemon's start may take. False: it answered, or there is no time left. */
+static bool ask_again(const struct kelpie_op *op, kelpie_outcome outcome, struct kelpie_error **err)
+{
+    enum kelpie_code code = klp_error_code(err);
+    if (kelpie_is_ok(outcome) || code == KELPIE_E_NOT_FOUND || code == KELPIE_E_CONFLICT ||
+        code == KELPIE_E_CORRUPT || code == KELPIE_E_INVALID)
+        return false;
+    if (!kelpie_is_ok(klp_sleep_until(op, klp_boot_ns(op->env) + ASK_AGAIN_MS * KLP_MS, NULL)))
+        return false;
+    klp_error_clear(err);
+    return true;
+}
+
+static kelpie_outcome record_read(const struct kelpie_op *op, struct klp_node *node, const char *id,
+                                  struct klp_agent_record *out, struct kelpie_error **err)
+{
+    kelpie_outcome outcome;
+    do {
+        outcome = klp_registry_get(op, node->host.registry, id, out, err);
+    } while (ask_again(op, outcome, err));
+    return outcome;
+}
+
+static kelpie_outcome adopt_lease(const struct kelpie_op *op, struct klp_node *node,
+                                  struct node_agent *agent, uint64_t *out_sent_ns,
+                                  struct kelpie_error **err)
 {
     if (agent->record.state == KLP_AGENT_MOVING) {
         struct klp_agent_record next = agent->record;
@@ -154,11 +177,27 @@ static kelpie_outcome adopt_running(const struct kelpie_op *op, struct klp_node 
         next.move_id[0] = next.destination[0] = 0;
         KLP_TRY(record_set(op, agent, &next, err));
     }
-    uint64_t sent_ns = klp_boot_ns(op->env);
-    KLP_TRY(klp_registry_renew(op, node->host.registry, agent->id, node->name, agent->record.epoch,
-                               err));
-    KLP_TRY(klp_vm_lease(op, vm, agent->record.epoch,
-                         sent_ns + node->host.lease_ttl_ms * KLP_MS / 3 * 2, err));
+    *out_sent_ns = klp_boot_ns(op->env);
+    return klp_registry_renew(op, node->host.registry, agent->id, node->name, agent->record.epoch,
+                              err);
+}
+
+/* The VM goes on where it was: leased, its leftover holds dropped, its workload thawed unless the
+ * user paused it. */
+static kelpie_outcome adopt_running(const struct kelpie_op *patient, struct klp_node *node,
+                                    struct node_agent *agent, struct kelpie_vm *vm,
+                                    struct kelpie_error **err)
+{
+    uint64_t sent_ns = 0, third_ns = node->host.lease_ttl_ms * KLP_MS / 3;
+    struct kelpie_error *error = NULL;
+    kelpie_outcome outcome;
+    do {
+        outcome = adopt_lease(patient, node, agent, &sent_ns, &error);
+    } while (ask_again(patient, outcome, &error));
+    klp_error_move(err, &error);
+    KLP_TRY(outcome);
+    struct kelpie_op within = klp_op_within(patient, ADOPT_MS), *op = &within;
+    KLP_TRY(klp_vm_lease(op, vm, agent->record.epoch, sent_ns + 2 * third_ns, err));
     KLP_TRY(klp_vm_release(op, vm, KLP_HOLD_SNAPSHOT | KLP_HOLD_RESTORE | KLP_HOLD_HANDOFF, err));
     if (agent->record.state == KLP_AGENT_RUNNING) {
         KLP_TRY(klp_vm_release(op, vm, KLP_HOLD_USER, err));
@@ -210,6 +249,15 @@ static bool scan_each(void *arg, const char *id)
     return true;
 }
 
+/* Left to the next start, which this one does not outlive: whose VM it is could not be learned. */
+static void vm_postpone(const struct kelpie_op *op, const char *vm_id, struct kelpie_vm *vm,
+                        const struct kelpie_error *why)
+{
+    klp_log(op->env, KLP_LOG_WARN, "recover.postponed", "vm=%s error=%s", vm_id,
+            kelpie_error_message(why));
+    klp_vm_leave(vm);
+}
+
 static void vm_recover(struct scan *scan, const char *vm_id)
 {
     struct klp_node *node = scan->node;
@@ -235,8 +283,16 @@ static void vm_recover(struct scan *scan, const char *vm_id)
     bool alive =
         kelpie_vm_state(vm) == KELPIE_VM_RUNNING || kelpie_vm_state(vm) == KELPIE_VM_PAUSED;
     bool named = meta_agent(&op, vm, agent_id);
-    if (!alive || !named ||
-        !kelpie_is_ok(klp_registry_get(scan->op, node->host.registry, agent_id, &record, NULL))) {
+    kelpie_outcome outcome = KLP_OK;
+    if (alive && named)
+        outcome = record_read(scan->op, node, agent_id, &record, &error);
+    if (!kelpie_is_ok(outcome) && klp_error_code(&error) != KELPIE_E_NOT_FOUND) {
+        vm_postpone(&op, vm_id, vm, error);
+        klp_error_clear(&error);
+        return;
+    }
+    klp_error_clear(&error);
+    if (!alive || !named || !kelpie_is_ok(outcome)) {
         /* Nobody's, or dead: its agent is looked at below. */
         klp_log(op.env, KLP_LOG_WARN, "recover.orphan", "vm=%s state=%s agent=%s", vm_id,
                 kelpie_vm_state_name(kelpie_vm_state(vm)), named ? agent_id : "none");
@@ -250,10 +306,12 @@ static void vm_recover(struct scan *scan, const char *vm_id)
         has_note = false;
     }
     enum fate fate = fate_of(node, &record, has_note);
-    kelpie_outcome outcome = KLP_OK;
     if (fate != FATE_DESTROY)
-        outcome = adopt_agent(&op, node, &record, vm, fate, &error);
-    if (fate == FATE_DESTROY || !kelpie_is_ok(outcome)) {
+        outcome = adopt_agent(scan->op, node, &record, vm, fate, &error);
+    if (fate != FATE_DESTROY && !kelpie_is_ok(outcome) &&
+        !kelpie_is_ok(klp_op_check(scan->op, "", NULL))) {
+        vm_postpone(&op, vm_id, vm, error);
+    } else if (fate == FATE_DESTROY || !kelpie_is_ok(outcome)) {
         klp_log(op.env, KLP_LOG_WARN, "recover.destroy", "agent=%s vm=%s error=%s", record.name,
                 vm_id, kelpie_error_message(error));
         kelpie_vm_destroy(&cleanup, vm);
@@ -306,14 +364,31 @@ static bool roll_each(void *arg, const struct klp_agent_record *record)
     return true;
 }
 
-static void record_recover(const struct kelpie_op *op, struct klp_node *node, const char *id)
+static kelpie_outcome roll_read(const struct kelpie_op *op, struct roll *roll,
+                                struct kelpie_error **err)
+{
+    kelpie_outcome outcome;
+    do {
+        roll->count = 0;
+        outcome = klp_registry_list(op, roll->node->host.registry, roll_each, roll, err);
+    } while (ask_again(op, outcome, err));
+    return outcome;
+}
+
+static kelpie_outcome record_recover(const struct kelpie_op *op, struct klp_node *node,
+                                     const char *id, struct kelpie_error **err)
 {
     struct klp_agent_record record, next;
     struct node_agent *agent = agent_find_id(node, id);
     struct kelpie_error *error = NULL;
     if (agent == NULL) {
-        if (!kelpie_is_ok(klp_registry_get(op, node->host.registry, id, &record, NULL)))
-            return;
+        kelpie_outcome outcome = record_read(op, node, id, &record, &error);
+        if (klp_error_code(&error) == KELPIE_E_NOT_FOUND) {
+            klp_error_clear(&error); /* removed since it was listed */
+            return KLP_OK;
+        }
+        klp_error_move(err, &error);
+        KLP_TRY(outcome);
         agent = agent_add(node, &record);
         klp_agent_record_finish(&record);
         if (!kelpie_is_ok(agent_know(op, agent, &error)))
@@ -334,6 +409,7 @@ static void record_recover(const struct kelpie_op *op, struct klp_node *node, co
         slot_give(agent);
     }
     agent_put(agent);
+    return KLP_OK;
 }
 
 /* Folders of agents that the registry does not know as ours any more. */
@@ -389,9 +465,9 @@ kelpie_outcome recover(const struct kelpie_op *op, struct klp_node *node, struct
     }
     struct roll roll = {node, 0, ids};
     if (kelpie_is_ok(outcome))
-        outcome = klp_registry_list(op, node->host.registry, roll_each, &roll, err);
+        outcome = roll_read(op, &roll, err);
     for (size_t i = 0; kelpie_is_ok(outcome) && i < roll.count; i++)
-        record_recover(op, node, ids[i]);
+        outcome = record_recover(op, node, ids[i], err);
     klp_mem_free(ids);
     KLP_TRY(outcome);
     KLP_REQUIRE(klp_dir_list(node->agents_dir, folder_each, node, err));

@@ -292,6 +292,16 @@ kelpie_outcome record_set(const struct kelpie_op *op, struct node_agent *agent,
     return outcome;
 }
 
+kelpie_outcome record_delete(const struct kelpie_op *op, struct node_agent *agent,
+                             struct kelpie_error **err)
+{
+    struct klp_agent_record current = agent->record; /* ours: the slot is held */
+    kelpie_outcome outcome = klp_record_delete(op, agent->node->host.registry, &current, err);
+    if (!kelpie_is_ok(outcome) && current.revision != agent->record.revision)
+        record_adopt(agent, &current);
+    return outcome;
+}
+
 /* ---- the saved config: what the registry must not hold (the environment) or does not need. */
 
 static void texts_set(struct klp_json *json, const char *key, char *const *texts)

@@ -5,6 +5,8 @@
 #include "base/fmt.h"
 #include "teleport/teleport.h"
 
+#define DELETE_PAUSE_MS 50 /* between two readings of a registry that does not answer */
+
 /* The fields of `current`, but what it owns: callers' copies share that. */
 static void fields_take(struct klp_agent_record *record, struct klp_agent_record *current)
 {
@@ -71,6 +73,51 @@ kelpie_outcome klp_record_change(const struct kelpie_op *op, struct klp_registry
         klp_agent_record_finish(record);
     *record = *next;
     return KLP_OK;
+}
+
+/* After a removal that did not go well: is there something to remove still, and is it the owner's?
+ */
+static kelpie_outcome delete_look(const struct kelpie_op *op, struct klp_registry *registry,
+                                  struct klp_agent_record *record, bool *out_gone, bool *out_again)
+{
+    struct klp_agent_record current;
+    struct kelpie_error *why = NULL;
+    kelpie_outcome outcome = klp_registry_get(op, registry, record->id, &current, &why);
+    *out_gone = klp_error_code(&why) == KELPIE_E_NOT_FOUND;
+    *out_again = false;
+    klp_error_clear(&why);
+    if (!kelpie_is_ok(outcome))
+        return outcome;
+    *out_again = strcmp(current.owner, record->owner) == 0;
+    if (*out_again)
+        fields_take(record, &current);
+    else
+        klp_agent_record_finish(&current);
+    return KLP_OK;
+}
+
+kelpie_outcome klp_record_delete(const struct kelpie_op *op, struct klp_registry *registry,
+                                 struct klp_agent_record *record, struct kelpie_error **err)
+{
+    for (;;) {
+        struct kelpie_error *error = NULL;
+        bool gone = false, again = false;
+        kelpie_outcome outcome = klp_registry_delete(op, registry, record, &error);
+        bool open = kelpie_is_unknown(outcome) || klp_error_code(&error) == KELPIE_E_CONFLICT;
+        if (open)
+            while (!kelpie_is_ok(delete_look(op, registry, record, &gone, &again)) && !gone)
+                if (!kelpie_is_ok(
+                        klp_sleep_until(op, klp_boot_ns(op->env) + DELETE_PAUSE_MS * KLP_MS, NULL)))
+                    break;
+        if (gone || (open && again))
+            klp_error_clear(&error);
+        if (gone)
+            return KLP_OK;
+        if (!again) {
+            klp_error_move(err, &error);
+            return outcome;
+        }
+    }
 }
 
 kelpie_outcome klp_lease_since(const struct kelpie_op *op, struct klp_host *host,

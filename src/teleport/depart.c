@@ -413,6 +413,12 @@ kelpie_outcome klp_teleport_send(const struct kelpie_op *op, struct klp_host *ho
         return KLP_OK;
     }
     cancel_tell(op, &move);
+    if (kelpie_is_ok(undone) && kelpie_is_unknown(outcome)) { /* known by now: it stays */
+        outcome = klp_fail(err, KELPIE_E_UNREACHABLE, "'%s' stays on node '%s': %s",
+                           departure->identity->name, host->node, kelpie_error_message(error));
+        klp_error_clear(&error);
+        return outcome;
+    }
     klp_error_move(err, &error);
     return kelpie_is_ok(undone) ? outcome : undone;
 }

@@ -132,6 +132,12 @@ KELPIE_MUST_USE kelpie_outcome klp_teleport_intent_undo(const struct kelpie_op *
                                                         struct klp_host *host, struct kelpie_vm *vm,
                                                         struct klp_agent_record *record,
                                                         struct kelpie_error **err);
+/* Removes the record as long as it is its owner's, whatever else it came to say. NOT_FOUND: it was
+ * gone before. UNKNOWN: the op ended before the registry answered. CONFLICT: another's now. */
+KELPIE_MUST_USE kelpie_outcome klp_record_delete(const struct kelpie_op *op,
+                                                 struct klp_registry *registry,
+                                                 struct klp_agent_record *record,
+                                                 struct kelpie_error **err);
 /* A lease of the VM for `record`, which a CAS sent at `sent_ns` made ours: it counts from then. Is
  * that a third of a lease ago or more, the registry was slow, and it is renewed first. */
 KELPIE_MUST_USE kelpie_outcome klp_lease_since(const struct kelpie_op *op, struct klp_host *host,
