@@ -10,7 +10,7 @@ libcurl4-openssl-dev libmicrohttpd-dev libjansson-dev libsqlite3-dev libzstd-dev
 libcmocka-dev libseccomp-dev
 xz-utils zstd'
 [ "${2-}" = mock ] || packages="$packages
-qemu-system-x86
+qemu-system-x86 spin
 clang clang-format clang-tidy cppcheck libclang-rt-14-dev"
 # The simulator must come to the same hashes on the other architecture: tests/dst/matrix.py, tools/aarch64.ini.
 foreign=''

@@ -79,6 +79,8 @@ def suite_programs(suite, build):
         return [p for p in unit_programs(build) if re.match(THREADED, p.name[len("unit/"):])]
     if suite == "corpus":
         return corpus_programs(build)
+    if suite == "model":
+        return [Program("model/teleport", [sys.executable, os.path.join(TOP, "tests", "model", "run.py")], 900)]
     return script_programs(suite, 900)
 
 
@@ -220,7 +222,7 @@ def arguments():
     parser.add_argument("--list", action="store_true", help="names only")
     parser.add_argument("--verbose", action="store_true", help="show all output")
     parser.add_argument("--env", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("suites", nargs="+", choices=["unit", "threaded", "corpus", "e2e", "crash", "dst"])
+    parser.add_argument("suites", nargs="+", choices=["unit", "threaded", "corpus", "e2e", "crash", "dst", "model"])
     return parser.parse_args()
 
 

@@ -106,7 +106,7 @@ def test_dst(options):
 
 
 def test(options):
-    programs = programs_of(options.build, ("unit", "corpus", "e2e", "crash"), options.only)
+    programs = programs_of(options.build, ("unit", "corpus", "model", "e2e", "crash"), options.only)
     has_simulator = os.path.exists(os.path.join(options.build, "kelpie-dst"))
     simulating = programs_of(options.build, ("dst",), options.only) if has_simulator else []
     if not programs and not simulating:
