@@ -315,9 +315,11 @@ kelpie_outcome suspend_run(const struct kelpie_op *op, struct operation *operati
         (agent->record.state != KLP_AGENT_RUNNING && agent->record.state != KLP_AGENT_PAUSED))
         return klp_fail(err, KELPIE_E_STATE, "cannot suspend '%s': it is %s", agent->name,
                         klp_agent_state_name(agent->record.state));
+    bool was_asked = false;
     kelpie_outcome outcome = suspend_capture(op, agent, &shot, err);
     if (kelpie_is_ok(outcome)) {
         struct klp_agent_record next = agent->record;
+        was_asked = true;
         next.state = KLP_AGENT_SUSPENDED;
         next.manifest = shot.digest;
         next.reason[0] = 0;
@@ -332,8 +334,9 @@ kelpie_outcome suspend_run(const struct kelpie_op *op, struct operation *operati
         KLP_IGNORE(agent_save(agent, NULL));
         return outcome;
     }
-    if (!kelpie_is_unknown(
-            outcome)) { /* unknown: it stands still until recovery asks the registry */
+    if (was_asked && kelpie_is_unknown(outcome)) { /* it stands still until the registry tells */
+        chore_post(agent->node, CHORE_ASK, agent->id, agent->life, "");
+    } else {
         shot_thaw(op, agent);
         klp_vm_gate_open(agent->life->vm, agent->record.epoch);
     }

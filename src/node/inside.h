@@ -57,7 +57,8 @@ enum chore_kind {
     CHORE_SETTLE,
     CHORE_LOST,
     CHORE_RECORD,
-    CHORE_WAKE
+    CHORE_WAKE,
+    CHORE_ASK /* did a suspension come through? */
 };
 struct chore { /* what a task noticed and the janitor does */
     struct klp_list link;

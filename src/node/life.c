@@ -370,6 +370,38 @@ static void agent_wake(const struct kelpie_op *op, struct node_agent *agent,
     chore_post(agent->node, CHORE_WAKE, agent->id, chore->life, "");
 }
 
+/* A suspension whose commit nobody answered: the registry is asked. One that did not come is kept
+ * from coming still, by using up its revision, before the guest goes on. */
+static bool suspension_settle(const struct kelpie_op *op, struct node_agent *agent)
+{
+    struct klp_agent_record record, next;
+    if (!kelpie_is_ok(klp_registry_get(op, agent->node->host.registry, agent->id, &record, NULL)))
+        return false;
+    if (record.state == KLP_AGENT_SUSPENDED && strcmp(record.owner, agent->node->name) == 0) {
+        record_adopt(agent, &record);
+        life_end(op, agent, false);
+        KLP_IGNORE(agent_save(agent, NULL));
+        return true;
+    }
+    klp_agent_record_finish(&record);
+    next = agent->record;
+    if (!kelpie_is_ok(record_set(op, agent, &next, NULL)))
+        return false;
+    klp_vm_gate_open(agent->life->vm, agent->record.epoch);
+    chore_post(agent->node, CHORE_WAKE, agent->id, agent->life, "");
+    return true;
+}
+
+static void agent_ask(const struct kelpie_op *op, struct node_agent *agent,
+                      const struct chore *chore)
+{
+    struct kelpie_op within = klp_op_within(op, NODE_CLEANUP_MS);
+    if (suspension_settle(&within, agent) || klp_cancel_is_raised(agent->node->cancel))
+        return;
+    KLP_IGNORE(klp_sleep_until(op, klp_boot_ns(op->env) + FOLLOW_RETRY_MS * KLP_MS, NULL));
+    chore_post(agent->node, CHORE_ASK, agent->id, chore->life, "");
+}
+
 static void chore_do(struct klp_node *node, const struct chore *chore)
 {
     struct kelpie_op op = klp_op_plain(node->host.env, 60000);
@@ -396,6 +428,8 @@ static void chore_do(struct klp_node *node, const struct chore *chore)
             agent_finished(&op, agent, chore);
         else if (chore->kind == CHORE_WAKE)
             agent_wake(&op, agent, chore);
+        else if (chore->kind == CHORE_ASK)
+            agent_ask(&op, agent, chore);
         else
             agent_lost(&op, agent);
     }
