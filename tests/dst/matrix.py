@@ -22,7 +22,6 @@ import time
 
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 BUILD = os.path.abspath(os.environ.get("KELPIE_BUILD", os.path.join(TOP, "build")))
-FIRST_SEED = 1
 SEEDS = 300
 SEEDS_AARCH64 = 100  # in the quick form: an instruction there costs about ten
 SEEDS_VALGRIND = 20  # and about fifty here
@@ -155,28 +154,28 @@ def everything():
 class Reference:
     """What the normal build says, asked once for each number of seeds."""
 
-    def __init__(self):
-        self.answers, self.lock = {}, threading.Lock()
+    def __init__(self, first):
+        self.first, self.answers, self.lock = first, {}, threading.Lock()
 
     def line(self, count):
         with self.lock:
             if count not in self.answers:
-                self.answers[count] = REFERENCE.simulate(FIRST_SEED, count)
+                self.answers[count] = REFERENCE.simulate(self.first, count)
             return self.answers[count]
 
 
-def first_different_seed(configuration, count):
+def different_seed(configuration, first, count):
     """The fold over n seeds differs from the first one on that does."""
     low, high = 0, count
     while high - low > 1:
         middle = (low + high) // 2
-        same = configuration.simulate(FIRST_SEED, middle) == REFERENCE.simulate(FIRST_SEED, middle)
+        same = configuration.simulate(first, middle) == REFERENCE.simulate(first, middle)
         low, high = (middle, high) if same else (low, middle)
-    return FIRST_SEED + low
+    return first + low
 
 
-def difference(configuration, count):
-    seed = first_different_seed(configuration, count)
+def difference(configuration, first, count):
+    seed = different_seed(configuration, first, count)
     with tempfile.TemporaryDirectory() as folder:
         lines = []
         for number, side in enumerate((REFERENCE, configuration)):
@@ -194,11 +193,11 @@ def difference(configuration, count):
 def judge(configuration, reference):
     """(verdict, text)"""
     begin = time.monotonic()
-    line = configuration.simulate(FIRST_SEED, configuration.seeds)
+    line = configuration.simulate(reference.first, configuration.seeds)
     took = time.monotonic() - begin
     wanted = reference.line(configuration.seeds)
     if line != wanted:
-        return False, f"{line}\ninstead of {wanted}\n{difference(configuration, configuration.seeds)}"
+        return False, f"{line}\ninstead of {wanted}\n{difference(configuration, reference.first, configuration.seeds)}"
     if not line.endswith("verdict=pass"):
         return False, f"{line}\nas the normal build says, but of a seed that fails nothing more is compared"
     return True, f"{configuration.seeds} seeds in {took:.1f} s: {line}"
@@ -227,12 +226,12 @@ def attempt(configuration, reference, unbuilt):
         return False, str(error)
 
 
-def run_tests(configurations):
+def run_tests(configurations, first):
     print(f"1..{len(configurations)}")
     missing = {c.name: c.missing() for c in configurations}
     present = [c for c in configurations if not missing[c.name]]
     unbuilt = build_all(present)
-    reference, failed = Reference(), 0
+    reference, failed = Reference(first), 0
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         pending = {c.name: pool.submit(attempt, c, reference, unbuilt) for c in present}
         for number, configuration in enumerate(configurations, 1):
@@ -250,13 +249,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--all", action="store_true", help="every configuration: what `make nightly` runs")
     parser.add_argument("--seeds", type=int, help="instead of 300, everywhere")
+    parser.add_argument("--first", type=int, default=1, metavar="SEED")
     parser.add_argument("words", nargs="*", help="configurations whose name contains one")
     options = parser.parse_args()
     found = list(everything() if options.all else quick())
     found = [c for c in found if not options.words or any(word in c.name for word in options.words)]
     for configuration in found:
         configuration.seeds = options.seeds or configuration.seeds
-    return run_tests(found)
+    return run_tests(found, options.first)
 
 
 if __name__ == "__main__":
