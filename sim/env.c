@@ -11,28 +11,108 @@
 #define DRAW_TAG 0x72616e646f6dull
 #define TURN_TAG 0x7475726eull
 #define TURN_ONE_IN 8
-#define STEP_MAX_NS (600 * KLP_SECOND)
+#define DRIFT_TAG 0x6472696674ull
+#define DRIFT_SHIFT 20 /* drift is in parts of 2^20, about a millionth */
+#define FAR_SHIFT 52   /* ns: beyond any run */
+#define DRIFT_MAX 210  /* 200 ppm: what clocks of hosts are specified for */
+#define STEP_SCALES 3
+#define WALL_MAX_NS (20ll * 365 * 86400 * (int64_t)KLP_SECOND) /* a step does not go beyond */
+#define TIMER_OFF_NS (20 * KLP_MS)
 
 SIM_FAULT_SITE(CRASH_DAEMON_AT_POINT)
 SIM_FAULT_SITE(WALL_STEP)
+SIM_FAULT_SITE(HOST_SLEEP)
+SIM_FAULT_SITE(TIMER_LATE)
+SIM_FAULT_SITE(TIMER_EARLY)
 
 struct sim_env *sim_env_from(struct klp_env *env)
 {
     return (struct sim_env *)env;
 }
 
-static uint64_t boot_ns(struct klp_env *env)
+/* ---- clocks. A host's clock runs from its own start and at its own rate. */
+
+static uint64_t boot_at(const struct sim_env *env, uint64_t true_ns)
 {
-    return sim_world->now_ns + sim_env_from(env)->boot_offset_ns;
+    uint64_t rate = (uint64_t)(env->drift < 0 ? -env->drift : env->drift);
+    uint64_t off_ns = (true_ns * rate) >> DRIFT_SHIFT; /* of days, not of years */
+    return env->boot_offset_ns + (env->drift < 0 ? true_ns - off_ns : true_ns + off_ns);
 }
 
-/* Set by hand, or by a time server: forward or back. Nothing may rest on it. */
-static int64_t wall_ns(struct klp_env *env)
+static uint64_t boot_ns(struct klp_env *env)
 {
-    if (fault_WALL_STEP(sim_env_from(env)->node))
-        sim_env_from(env)->wall_offset_ns +=
-            (int64_t)sim_fault_draw(2 * STEP_MAX_NS) - (int64_t)STEP_MAX_NS;
-    return WALL_START_NS + (int64_t)sim_world->now_ns + sim_env_from(env)->wall_offset_ns;
+    return boot_at(sim_env_from(env), sim_world->now_ns);
+}
+
+uint64_t sim_env_true_ns(const struct sim_env *env, uint64_t boot)
+{
+    if (boot <= boot_at(env, 0))
+        return 0;
+    uint64_t true_ns = boot - env->boot_offset_ns;
+    if (true_ns >> FAR_SHIFT != 0)
+        return true_ns;
+    for (int i = 0; i < 4; i++) /* each leaves a five-thousandth of the error */
+        true_ns += boot - boot_at(env, true_ns);
+    while (boot_at(env, true_ns) < boot)
+        true_ns++;
+    while (boot_at(env, true_ns - 1) >= boot)
+        true_ns--;
+    return true_ns;
+}
+
+/* A lid is closed: nothing of the host runs, and its clock goes on. Where the sleep ends by chance,
+ * or at the very moment a keeper waits for, or beside it. */
+static void host_sleep(struct sim_env *env)
+{
+    uint64_t until_ns = sim_world->now_ns + sim_net_span_ns(), where = sim_fault_draw(6);
+    if (where < 3 && env->fence_ns > sim_world->now_ns + 1)
+        until_ns = env->fence_ns + where - 1;
+    sim_note("sleep", "node=%u until %llu", env->node, (unsigned long long)until_ns);
+    KLP_LIST_EACH (item, &sim_world->domains) {
+        struct sim_domain *domain = KLP_CONTAINER(item, struct sim_domain, link);
+        if (domain->node == env->node && domain->stopped_until_ns < until_ns)
+            domain->stopped_until_ns = until_ns;
+    }
+    sim_guests_sleep(env->node, until_ns);
+}
+
+uint64_t sim_env_wake_ns(struct sim_env *env, uint64_t boot)
+{
+    const struct sim_domain *domain = sim_world->current->domain;
+    uint64_t now = sim_world->now_ns, true_ns = SIM_NEVER;
+    if (boot != SIM_NEVER)
+        true_ns = sim_env_true_ns(env, boot);
+    if (!sim_world->fault.on || domain->kind == SIM_WORLD)
+        return true_ns;
+    if (domain->kind == SIM_KEEPER && true_ns != SIM_NEVER && true_ns > now + KLP_SECOND)
+        env->fence_ns = true_ns;
+    if (fault_HOST_SLEEP(env->node))
+        host_sleep(env);
+    if (true_ns != SIM_NEVER && fault_TIMER_LATE(env->node))
+        true_ns += sim_fault_draw(TIMER_OFF_NS);
+    if (true_ns > now && fault_TIMER_EARLY(env->node)) /* woken for nothing, too */
+        true_ns = now + sim_fault_draw(true_ns - now < TIMER_OFF_NS ? true_ns - now : TIMER_OFF_NS);
+    return true_ns;
+}
+
+/* Set by hand, or by a time server: forward or back, by moments or years. Nothing may rest on it.
+ */
+static void wall_step(struct sim_env *env)
+{
+    static const uint64_t scales[STEP_SCALES] = {KLP_SECOND, 3600 * KLP_SECOND,
+                                                 86400ull * 3650 * KLP_SECOND};
+    uint64_t scale = scales[sim_fault_draw(STEP_SCALES)];
+    int64_t offset = env->wall_offset_ns + (int64_t)sim_fault_draw(2 * scale) - (int64_t)scale;
+    if (offset > -WALL_MAX_NS && offset < WALL_MAX_NS)
+        env->wall_offset_ns = offset;
+}
+
+static int64_t wall_ns(struct klp_env *base)
+{
+    struct sim_env *env = sim_env_from(base);
+    if (fault_WALL_STEP(env->node))
+        wall_step(env);
+    return WALL_START_NS + (int64_t)sim_world->now_ns + env->wall_offset_ns;
 }
 
 /* Keyed by who asks and how often it did, so that one more draw there changes nothing here. */
@@ -269,6 +349,9 @@ struct sim_env *sim_env_create(uint32_t node, const char *name)
     snprintf(env->name, sizeof(env->name), "%s", name);
     /* Hosts were started at different times, and their wall clocks are off by up to a second. */
     env->boot_offset_ns = sim_mix(sim_world->seed, 0x626f6f74, node) % (10000 * KLP_SECOND);
+    uint64_t drift = sim_mix(sim_world->seed, DRIFT_TAG, node);
+    if (drift % 4 != 0)
+        env->drift = (int64_t)(drift / 4 % (2 * DRIFT_MAX + 1)) - DRIFT_MAX;
     env->wall_offset_ns = (int64_t)(sim_mix(sim_world->seed, 0x77616c6c, node) % (2 * KLP_SECOND)) -
                           (int64_t)KLP_SECOND;
     return env;

@@ -23,7 +23,11 @@
     X(STOP_KEEPER, "StopKeeper", 4000, false)
 
 /* time: env.c */
-#define SIM_FAULTS_TIME(X) X(WALL_STEP, "WallStep", 400, false)
+#define SIM_FAULTS_TIME(X)                                                                         \
+    X(WALL_STEP, "WallStep", 200, false)                                                           \
+    X(HOST_SLEEP, "HostSleep", 4000, false)                                                        \
+    X(TIMER_LATE, "TimerLate", 2000, false)                                                        \
+    X(TIMER_EARLY, "TimerEarly", 2000, false)
 
 /* the registry's service and the way to it: registry.c */
 #define SIM_FAULTS_REGISTRY(X)                                                                     \

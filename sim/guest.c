@@ -107,7 +107,7 @@ static void work_do(struct sim_guest *guest, uint64_t ticks)
 
 void sim_guest_look(struct sim_guest *guest)
 {
-    uint64_t passed = sim_world->now_ns - guest->since_ns;
+    uint64_t passed = sim_world->now_ns > guest->since_ns ? sim_world->now_ns - guest->since_ns : 0;
     guest->since_ns = sim_world->now_ns;
     if (!guest->works)
         return;
@@ -115,6 +115,18 @@ void sim_guest_look(struct sim_guest *guest)
     guest->witness->remainder_ns = passed % TICK_NS;
     if (passed >= TICK_NS)
         work_do(guest, passed / TICK_NS);
+}
+
+/* Its host sleeps: it stands still, and does not know. */
+void sim_guests_sleep(uint32_t node, uint64_t until_ns)
+{
+    KLP_LIST_EACH (item, &sim_world->ledger.guests) {
+        struct sim_guest *guest = KLP_CONTAINER(item, struct sim_guest, link);
+        if (guest->node != node)
+            continue;
+        sim_guest_look(guest);
+        guest->since_ns = until_ns;
+    }
 }
 
 /* ---- when it begins to work, and whether it may */
@@ -184,7 +196,7 @@ static void only_copy_check(const struct sim_guest *guest)
     const struct mock_state *here = guest->state;
     KLP_LIST_EACH (item, &sim_world->ledger.guests) {
         const struct sim_guest *other = KLP_CONTAINER(item, struct sim_guest, link);
-        if (other == guest || !other->works)
+        if (other == guest || !other->works || other->since_ns > sim_world->now_ns)
             continue;
         const struct mock_state *there = other->state;
         if (memcmp(here->machine_id, there->machine_id, sizeof(here->machine_id)) == 0)

@@ -193,8 +193,7 @@ kelpie_outcome sim_wait(const struct kelpie_op *op, struct sim_source *source, c
     KLP_TRY(klp_op_check(op, what, err));
     uint64_t until_ns = op->deadline_ns;
     struct waiter waiter;
-    if (until_ns != SIM_NEVER) /* this host's clock to true time */
-        until_ns -= sim_env_from(op->env)->boot_offset_ns;
+    until_ns = sim_env_wake_ns(sim_env_from(op->env), until_ns);
     if (op->cancel != NULL)
         waiter_add(&waiter, sim_cancel_source(op->cancel));
     if (source != NULL)

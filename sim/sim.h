@@ -238,9 +238,16 @@ struct sim_env {
     struct klp_env base;
     uint32_t node;
     char name[16];
-    uint64_t boot_offset_ns; /* this host's BOOTTIME minus true time */
+    uint64_t boot_offset_ns; /* this host's BOOTTIME minus true time, when that began */
+    int64_t drift;           /* of its rate */
     int64_t wall_offset_ns;
+    uint64_t fence_ns; /* the last far time that a keeper waited for, true */
 };
+/* The first moment at which this host's BOOTTIME is `boot`, exactly. */
+uint64_t sim_env_true_ns(const struct sim_env *env, uint64_t boot);
+/* When a wait until then ends, for the fiber that runs; SIM_NEVER = it has no end of its own. Time
+ * itself may go wrong here. */
+uint64_t sim_env_wake_ns(struct sim_env *env, uint64_t boot);
 struct sim_env *sim_env_create(uint32_t node, const char *name);
 struct sim_env *sim_env_from(struct klp_env *env);
 struct sim_source *sim_cancel_source(struct klp_cancel *cancel);

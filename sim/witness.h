@@ -101,6 +101,7 @@ void sim_guest_begin(struct sim_guest *guest, uint32_t node);
 void sim_guest_map(struct sim_guest *guest, uint8_t *memory, uint64_t size);
 /* What was worked since the last look is done, up to now. */
 void sim_guest_look(struct sim_guest *guest);
+void sim_guests_sleep(uint32_t node, uint64_t until_ns);
 /* From now on its workload runs, or stands still; asked again whenever its identity may change. */
 void sim_guest_turn(struct sim_guest *guest, bool works);
 /* It is over; `asked`: it powered off, or was told to. */
