@@ -446,7 +446,8 @@ kelpie_outcome klp_node_agent_resume(const struct kelpie_op *op, struct klp_node
         return start_from(op, agent, KLP_UNIQUE_MOVE, err);
     if (agent->record.state != KLP_AGENT_PAUSED || agent->life == NULL)
         return state_refused(agent, "resume", err);
-    KLP_TRY(kelpie_vm_resume(op, agent->life->vm, err));
+    /* Perhaps again: one that failed behind the first step left the VM running. */
+    KLP_TRY(klp_vm_release(op, agent->life->vm, KLP_HOLD_USER, err));
     KLP_TRY(klp_workload_thaw(op, agent->life->vm, err));
     return state_set(op, agent, KLP_AGENT_RUNNING, "", err);
 }
