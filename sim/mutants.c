@@ -20,11 +20,13 @@
 #define BATCH_SECONDS 60 /* a mutant that runs for ever is found by that */
 #define SURVIVED 24
 #define WRONG_USE 2
+#define NOT_STARTED 127
+#define SELF "/proc/self/exe"
 
 static bool mutant_path(const char *name, char *out, size_t capacity)
 {
     char self[1024];
-    ssize_t size = readlink("/proc/self/exe", self, sizeof(self) - 1);
+    ssize_t size = readlink(SELF, self, sizeof(self) - 1);
     if (size < 0)
         return false;
     self[size] = 0;
@@ -45,10 +47,18 @@ static void child_run(const char *path, uint64_t seed, unsigned count)
     alarm(BATCH_SECONDS);
     if (freopen("/dev/null", "w", stdout) != NULL && freopen("/dev/null", "w", stderr) != NULL)
         execl(path, path, "--seeds", count_text, "--first", (char *)NULL);
-    _exit(127);
+    _exit(NOT_STARTED);
 }
 
-/* True = these seeds find it. */
+/* Of the child: 127 = it could not be started, WRONG_USE = it ran no seed. Neither finds anything.
+ */
+static bool has_run(int status)
+{
+    return !WIFEXITED(status) ||
+           (WEXITSTATUS(status) != NOT_STARTED && WEXITSTATUS(status) != WRONG_USE);
+}
+
+/* True = one of these seeds fails. */
 static bool batch_fails(const char *path, uint64_t seed, unsigned count)
 {
     int status = 0;
@@ -58,7 +68,10 @@ static bool batch_fails(const char *path, uint64_t seed, unsigned count)
         child_run(path, seed, count);
     while (pid > 0 && waitpid(pid, &status, 0) < 0 && errno == EINTR) {
     }
-    KLP_ASSERT(pid > 0 && !(WIFEXITED(status) && WEXITSTATUS(status) == 127));
+    if (pid < 0 || !has_run(status)) {
+        fprintf(stderr, "kelpie-dst: %s runs no seed\n", path);
+        exit(WRONG_USE);
+    }
     return !WIFEXITED(status) || WEXITSTATUS(status) != 0;
 }
 
@@ -76,13 +89,19 @@ static unsigned first_failing(const char *path, uint64_t seed, unsigned count)
     return good + 1;
 }
 
+/* A seed that fails without the mistake, too, finds nothing: it is passed over. */
 static bool mutant_run(const char *name, const char *path, uint64_t seed, uint64_t most)
 {
-    for (uint64_t at = 0; at < most; at += BATCH) {
+    for (uint64_t at = 0; at < most;) {
         unsigned count = most - at < BATCH ? (unsigned)(most - at) : BATCH;
-        if (!batch_fails(path, seed + at, count))
+        if (!batch_fails(path, seed + at, count)) {
+            at += count;
             continue;
-        printf("%s killed seeds=%" PRIu64 "\n", name, at + first_failing(path, seed + at, count));
+        }
+        at += first_failing(path, seed + at, count);
+        if (batch_fails(SELF, seed + at - 1, 1))
+            continue;
+        printf("%s killed seeds=%" PRIu64 "\n", name, at);
         fflush(stdout);
         return true;
     }

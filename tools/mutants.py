@@ -42,12 +42,25 @@ def load():
 
 
 def mutated(mutant):
+    """The source with the mistake in it. Where its lines are broken does not matter: only words are compared."""
     with open(os.path.join(TOP, mutant["file"]), encoding="utf-8") as file:
         text = file.read()
-    count = text.count(mutant["before"])
-    if count != 1:
-        raise Broken(f"{mutant['name']}: its text stands {count} times in {mutant['file']}, not once")
-    return text.replace(mutant["before"], mutant["after"])
+    words = r"\s+".join(re.escape(word) for word in mutant["before"].split())
+    places = list(re.finditer(r"[ \t]*" + words, text))
+    if len(places) != 1:
+        raise Broken(f"{mutant['name']}: its text stands {len(places)} times in {mutant['file']}, not once")
+    return text[:places[0].start()] + mutant["after"] + text[places[0].end():]
+
+
+def check(mutants):
+    """All that do not fit their source, before anything is built."""
+    wrong = []
+    for mutant in mutants:
+        try:
+            mutated(mutant)
+        except Broken as why:
+            wrong.append(str(why))
+    return wrong
 
 
 def compile_command(build, source):
@@ -158,6 +171,9 @@ def main():
     build = os.path.abspath(options.build)
     try:
         mutants = [mutant for mutant in load() if not options.names or mutant["name"] in options.names]
+        wrong = check(mutants)
+        if wrong:
+            raise Broken("\nmutants: ".join(wrong))
         if not options.names:
             build_all(build, mutants)
     except Broken as why:

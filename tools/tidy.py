@@ -16,6 +16,8 @@ import subprocess
 import sys
 import tempfile
 
+import mutants
+
 TOP = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 FUNCTION_LINES_MAX = 70
 FILE_LINES_MAX = 620
@@ -190,6 +192,11 @@ def check_test_lists():
         if re.search(r"\bint main\(|LLVMFuzzerTestOneInput\(const", text(name)) and f"'{stem}'" not in listed \
                 and f"'{stem}.c'" not in listed:
             yield f"{name}: not in the meson.build beside it"
+
+
+def check_mutants():
+    """One that no longer fits its source stops the build of all of them."""
+    yield from mutants.check(mutants.load())
 
 
 # ---- objects
@@ -407,6 +414,7 @@ def checks(build, quick):
     yield "no paths of one machine", check_machine_paths
     yield "licence lines", check_licence
     yield "every test program is built", check_test_lists
+    yield "every planted mistake fits its source", check_mutants
     yield "form (clang-format)", check_format
     if not quick:
         yield "cppcheck", lambda: check_cppcheck(build)
