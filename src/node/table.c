@@ -217,6 +217,24 @@ void slot_give(struct node_agent *agent)
     }
 }
 
+/* An agent that is to have a VM and has none here: the record was read while it arrived, say, and
+ * what came of it was written behind our back. False: it is elsewhere, and forgotten here. */
+static bool record_look(const struct kelpie_op *op, struct node_agent *agent)
+{
+    struct klp_agent_record record;
+    if (agent->life != NULL || !record_needs_vm(&agent->record) ||
+        !kelpie_is_ok(klp_registry_get(op, agent->node->host.registry, agent->id, &record, NULL)))
+        return true;
+    bool ours = strcmp(record.owner, agent->node->name) == 0;
+    if (ours) {
+        record_adopt(agent, &record);
+    } else {
+        klp_agent_record_finish(&record);
+        agent_forget(agent);
+    }
+    return ours;
+}
+
 kelpie_outcome agent_take(const struct kelpie_op *op, struct klp_node *node, const char *name,
                           struct node_agent **out, struct kelpie_error **err)
 {
@@ -225,6 +243,10 @@ kelpie_outcome agent_take(const struct kelpie_op *op, struct klp_node *node, con
         struct kelpie_error *error = NULL;
         KLP_TRY(agent_get(op, node, name, &agent, err));
         kelpie_outcome outcome = slot_take(op, agent, &error);
+        if (kelpie_is_ok(outcome) && !record_look(op, agent)) {
+            agent_give(agent);
+            continue;
+        }
         if (kelpie_is_ok(outcome)) {
             outcome = intent_close(op, agent, err);
             if (kelpie_is_ok(outcome))
