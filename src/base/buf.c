@@ -53,8 +53,21 @@ void klp_buf_grow(struct klp_buf *buf, size_t size)
     buf->data[buf->size] = 0;
 }
 
+/* Room that is there, one for the NUL left out. It never goes beyond size_max. */
+static size_t room_left(const struct klp_buf *buf)
+{
+    bool none = buf->capacity == 0 || buf->over_limit || buf->no_memory;
+    return none ? 0 : buf->capacity - buf->size - 1;
+}
+
 void klp_buf_append(struct klp_buf *buf, const void *data, size_t size)
 {
+    if (size > 0 && size <= room_left(buf)) { /* mostly */
+        memcpy(buf->data + buf->size, data, size);
+        buf->size += size;
+        buf->data[buf->size] = 0;
+        return;
+    }
     void *room = klp_buf_reserve(buf, size);
     if (room == NULL || size == 0)
         return;
@@ -97,10 +110,15 @@ void klp_buf_append_text(struct klp_buf *buf, const char *text)
 
 void klp_buf_append_vformat(struct klp_buf *buf, const char *format, va_list args)
 {
-    va_list again;
-    va_copy(again, args);
-    size_t size = klp_vformat(NULL, 0, format, again);
-    va_end(again);
+    size_t left = room_left(buf);
+    char *end = left > 0 ? (char *)buf->data + buf->size : NULL;
+    size_t size = klp_vformat(end, left > 0 ? left + 1 : 0, format, args);
+    if (left > 0 && size <= left) { /* mostly */
+        buf->size += size;
+        return;
+    }
+    if (left > 0)
+        *end = 0; /* what it began is not there */
     char *room = klp_buf_reserve(buf, size);
     if (room == NULL)
         return;

@@ -59,6 +59,17 @@ static void test_base_ext_json__print_stops_at_the_ceiling(void **state)
     klp_json_free(object);
 }
 
+static void test_base_ext_json__prints_escapes(void **state)
+{
+    struct klp_json *all = parse("[\"\\u0001\\b\\t\\n\\f\\r\\u001f \\\"\\\\\\/\\u007f\\u00fc\","
+                                 "{\"\\u001b\":[]},true,null,-0,1.5,{}]");
+    (void)state;
+    prints_as(all, "[\"\\u0001\\b\\t\\n\\f\\r\\u001F \\\"\\\\/\x7f\xc3\xbc\","
+                   "{\"\\u001B\":[]},true,null,0,1.5,{}]");
+    klp_json_free(all);
+    assert_int_equal(kit_live, 0);
+}
+
 static void test_base_ext_json__bytes_that_are_no_utf8_are_replaced(void **state)
 {
     struct klp_json *object = klp_json_object();
@@ -223,6 +234,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_base_ext_json__prints_in_order_of_insertion),
         cmocka_unit_test(test_base_ext_json__print_stops_at_the_ceiling),
+        cmocka_unit_test(test_base_ext_json__prints_escapes),
         cmocka_unit_test(test_base_ext_json__bytes_that_are_no_utf8_are_replaced),
         cmocka_unit_test(test_base_ext_json__numbers_out_of_range_are_bugs_of_the_writer),
         cmocka_unit_test(test_base_ext_json__refuses_what_is_not_one_document),

@@ -80,16 +80,103 @@ void klp_json_free(struct klp_json *json)
     json_decref(inside(json));
 }
 
+/* ---- printing: jansson hands out a piece at a time and looks at each letter several times, and
+ * records are printed with every step of an agent's life */
+
+static void print_value(const json_t *value, struct klp_buf *out);
+
+static void print_escaped(unsigned char letter, struct klp_buf *out)
+{
+    static const char letters[] = "\"\\\b\f\n\r\t", names[] = "\"\\bfnrt",
+                      digits[] = "0123456789ABCDEF";
+    const char *known = letter != 0 ? strchr(letters, letter) : NULL;
+    char text[6] = {'\\', 'u', '0', '0', digits[letter >> 4], digits[letter & 15]};
+    if (known != NULL)
+        text[1] = names[known - letters];
+    klp_buf_append(out, text, known != NULL ? 2 : sizeof(text));
+}
+
+static void print_text(const char *text, size_t size, struct klp_buf *out)
+{
+    size_t done = 0;
+    klp_buf_append_u8(out, '"');
+    for (size_t at = 0; at < size; at++) {
+        unsigned char letter = (unsigned char)text[at];
+        if (letter >= 0x20 && letter != '"' && letter != '\\')
+            continue;
+        klp_buf_append(out, text + done, at - done);
+        print_escaped(letter, out);
+        done = at + 1;
+    }
+    klp_buf_append(out, text + done, size - done);
+    klp_buf_append_u8(out, '"');
+}
+
+static void print_object(json_t *object, struct klp_buf *out)
+{
+    char before = '{';
+    for (void *at = json_object_iter(object); at != NULL; at = json_object_iter_next(object, at)) {
+        const char *key = json_object_iter_key(at);
+        klp_buf_append_u8(out, (uint8_t)before);
+        print_text(key, strlen(key), out);
+        klp_buf_append_u8(out, ':');
+        print_value(json_object_iter_value(at), out);
+        before = ',';
+    }
+    klp_buf_append_text(out, before == '{' ? "{}" : "}");
+}
+
+static void print_array(const json_t *array, struct klp_buf *out)
+{
+    klp_buf_append_u8(out, '[');
+    for (size_t i = 0; i < json_array_size(array); i++) {
+        if (i > 0)
+            klp_buf_append_u8(out, ',');
+        print_value(json_array_get(array, i), out);
+    }
+    klp_buf_append_u8(out, ']');
+}
+
 static int print_part(const char *part, size_t size, void *out)
 {
     klp_buf_append(out, part, size);
     return 0;
 }
 
+/* Depth was bounded where it was parsed. */
+static void print_value(const json_t *value, struct klp_buf *out)
+{
+    switch (json_typeof(value)) {
+    case JSON_OBJECT:
+        print_object((json_t *)(uintptr_t)value, out); /* its iterators take no const */
+        break;
+    case JSON_ARRAY:
+        print_array(value, out);
+        break;
+    case JSON_STRING:
+        print_text(json_string_value(value), json_string_length(value), out);
+        break;
+    case JSON_INTEGER:
+        klp_buf_append_format(out, "%lld", (long long)json_integer_value(value));
+        break;
+    case JSON_TRUE:
+        klp_buf_append_text(out, "true");
+        break;
+    case JSON_FALSE:
+        klp_buf_append_text(out, "false");
+        break;
+    case JSON_NULL:
+        klp_buf_append_text(out, "null");
+        break;
+    case JSON_REAL:
+        KLP_ASSERT(json_dump_callback(value, print_part, out, JSON_ENCODE_ANY) == 0);
+        break;
+    }
+}
+
 void klp_json_print(const struct klp_json *json, struct klp_buf *out)
 {
-    KLP_ASSERT(json_dump_callback(inside_const(json), print_part, out,
-                                  JSON_COMPACT | JSON_ENCODE_ANY) == 0);
+    print_value(inside_const(json), out);
 }
 
 struct klp_json *klp_json_copy(const struct klp_json *json)
