@@ -287,6 +287,9 @@ KELPIE_MUST_USE kelpie_outcome recover(const struct kelpie_op *op, struct klp_no
                                        struct kelpie_error **err);
 /* The prepared place of a move, out of the table; NULL = none. */
 struct klp_arrival *arrival_take(struct klp_node *node, const char *move_id);
+/* Until nobody takes that agent in here any more: what comes of it is in the table then. */
+KELPIE_MUST_USE kelpie_outcome accept_wait(const struct kelpie_op *op, struct klp_node *node,
+                                           const char *agent_id, struct kelpie_error **err);
 /* Tells a VM's keeper whose VM it is. */
 KELPIE_MUST_USE kelpie_outcome meta_put(const struct kelpie_op *op, struct kelpie_vm *vm,
                                         const char *agent_id, struct kelpie_error **err);

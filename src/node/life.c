@@ -271,13 +271,29 @@ static bool is_handed_off(struct node_agent *agent)
     return klp_file_open(agent->node->notes_dir, agent->id, &note, NULL);
 }
 
+static void agent_end(const struct kelpie_op *op, struct node_agent *agent)
+{
+    life_end(op, agent, false);
+    KLP_IGNORE(klp_dir_remove(agent->node->notes_dir, agent->id, NULL));
+    agent_forget(agent);
+}
+
 /* The registry gave the agent to somebody else while its VM was here. By a move of ours the VM
  * stays until the agent runs there: nobody but settling decides that. */
 static void agent_lost(const struct kelpie_op *op, struct node_agent *agent)
 {
     struct klp_agent_record record;
+    struct kelpie_error *error = NULL;
     char owner[KLP_NAME_SIZE];
-    if (!kelpie_is_ok(klp_registry_get(op, agent->node->host.registry, agent->id, &record, NULL)))
+    kelpie_outcome outcome =
+        klp_registry_get(op, agent->node->host.registry, agent->id, &record, &error);
+    bool gone = kelpie_error_code(error) == KELPIE_E_NOT_FOUND;
+    klp_error_clear(&error);
+    if (gone) { /* removed, perhaps just when it arrived here */
+        event_post(agent->node, "agent.lost", agent->name, "%s", "it was removed");
+        agent_end(op, agent);
+    }
+    if (!kelpie_is_ok(outcome))
         return;
     klp_text_copy(owner, sizeof(owner), record.owner);
     bool ours = strcmp(owner, agent->node->name) == 0;
@@ -292,9 +308,7 @@ static void agent_lost(const struct kelpie_op *op, struct node_agent *agent)
         return;
     }
     event_post(agent->node, "agent.lost", agent->name, "node '%s' owns it now", owner);
-    life_end(op, agent, false);
-    KLP_IGNORE(klp_dir_remove(agent->node->notes_dir, agent->id, NULL));
-    agent_forget(agent);
+    agent_end(op, agent);
 }
 
 static void agent_died(const struct kelpie_op *op, struct node_agent *agent,

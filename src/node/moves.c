@@ -168,28 +168,46 @@ static struct node_agent *agent_arrived(const struct kelpie_op *op, struct klp_n
     }
 }
 
+/* The mutex is held. NULL = nobody takes it in; an id of "" looks for a free place. */
+static char *accepting_find(struct klp_node *node, const char *agent_id)
+{
+    for (size_t i = 0; i < NODE_ARRIVALS_MAX; i++)
+        if (strcmp(node->accepting[i], agent_id) == 0)
+            return node->accepting[i];
+    return NULL;
+}
+
+static kelpie_outcome accepted_locked(const struct kelpie_op *op, struct klp_node *node,
+                                      const char *agent_id, struct kelpie_error **err)
+{
+    kelpie_outcome outcome = KLP_OK;
+    while (accepting_find(node, agent_id) != NULL && kelpie_is_ok(outcome))
+        outcome = klp_cond_wait(op, node->changed, node->mutex, err);
+    return outcome;
+}
+
+kelpie_outcome accept_wait(const struct kelpie_op *op, struct klp_node *node, const char *agent_id,
+                           struct kelpie_error **err)
+{
+    kelpie_outcome outcome = KLP_OK;
+    KLP_LOCKED (node->mutex) {
+        outcome = accepted_locked(op, node, agent_id, err);
+    }
+    return outcome;
+}
+
 /* One message at a time takes an agent in: two that say the same could not tell whose claim the
  * registry has. */
 static kelpie_outcome accept_begin(const struct kelpie_op *op, struct klp_node *node,
                                    const char *agent_id, char **out_slot, struct kelpie_error **err)
 {
     kelpie_outcome outcome = KLP_OK;
-    bool busy = true;
-    *out_slot = NULL;
-    klp_mutex_lock(node->mutex);
-    while (busy && kelpie_is_ok(outcome)) {
-        busy = false;
-        for (size_t i = 0; i < NODE_ARRIVALS_MAX; i++) {
-            busy = busy || strcmp(node->accepting[i], agent_id) == 0;
-            if (node->accepting[i][0] == 0)
-                *out_slot = node->accepting[i];
-        }
-        if (busy)
-            outcome = klp_cond_wait(op, node->changed, node->mutex, err);
+    KLP_LOCKED (node->mutex) {
+        outcome = accepted_locked(op, node, agent_id, err);
+        *out_slot = kelpie_is_ok(outcome) ? accepting_find(node, "") : NULL;
+        if (*out_slot != NULL)
+            klp_text_copy(*out_slot, KLP_ID_SIZE, agent_id);
     }
-    if (kelpie_is_ok(outcome) && *out_slot != NULL)
-        klp_text_copy(*out_slot, KLP_ID_SIZE, agent_id);
-    klp_mutex_unlock(node->mutex);
     if (kelpie_is_ok(outcome) && *out_slot == NULL)
         outcome = klp_fail(err, KELPIE_E_LIMIT, "node '%s' takes in %d agents already", node->name,
                            NODE_ARRIVALS_MAX);

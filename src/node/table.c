@@ -242,7 +242,9 @@ kelpie_outcome agent_take(const struct kelpie_op *op, struct klp_node *node, con
         struct node_agent *agent;
         struct kelpie_error *error = NULL;
         KLP_TRY(agent_get(op, node, name, &agent, err));
-        kelpie_outcome outcome = slot_take(op, agent, &error);
+        kelpie_outcome outcome = accept_wait(op, node, agent->id, &error);
+        if (kelpie_is_ok(outcome))
+            outcome = slot_take(op, agent, &error);
         if (kelpie_is_ok(outcome) && !record_look(op, agent)) {
             agent_give(agent);
             continue;
