@@ -20,6 +20,8 @@
 #define TIMER_OFF_NS (20 * KLP_MS)
 
 SIM_FAULT_SITE(CRASH_DAEMON_AT_POINT)
+SIM_FAULT_SITE(CRASH_HOST)
+SIM_FAULT_SITE(POWER_LOSS)
 SIM_FAULT_SITE(WALL_STEP)
 SIM_FAULT_SITE(HOST_SLEEP)
 SIM_FAULT_SITE(TIMER_LATE)
@@ -34,6 +36,7 @@ struct sim_env *sim_env_from(struct klp_env *env)
 
 static uint64_t boot_at(const struct sim_env *env, uint64_t true_ns)
 {
+    true_ns -= env->since_ns;
     uint64_t rate = (uint64_t)(env->drift < 0 ? -env->drift : env->drift);
     uint64_t off_ns = (true_ns * rate) >> DRIFT_SHIFT; /* of days, not of years */
     return env->boot_offset_ns + (env->drift < 0 ? true_ns - off_ns : true_ns + off_ns);
@@ -46,9 +49,9 @@ static uint64_t boot_ns(struct klp_env *env)
 
 uint64_t sim_env_true_ns(const struct sim_env *env, uint64_t boot)
 {
-    if (boot <= boot_at(env, 0))
-        return 0;
-    uint64_t true_ns = boot - env->boot_offset_ns;
+    if (boot <= boot_at(env, env->since_ns))
+        return env->since_ns;
+    uint64_t true_ns = env->since_ns + (boot - env->boot_offset_ns);
     if (true_ns >> FAR_SHIFT != 0)
         return true_ns;
     for (int i = 0; i < 4; i++) /* each leaves a five-thousandth of the error */
@@ -301,9 +304,16 @@ static void point(struct klp_env *env, const char *name)
     struct sim_fiber *fiber = sim_world->current;
     uint32_t node = sim_env_from(env)->node;
     sim_note("point", "%s", name);
-    if (fiber->domain->kind != SIM_DAEMON || !fault_CRASH_DAEMON_AT_POINT(node))
+    if (fiber->domain->kind != SIM_DAEMON)
         return;
-    sim_domain_crash_soon(fiber->domain);
+    if (fault_CRASH_DAEMON_AT_POINT(node))
+        sim_domain_crash_soon(fiber->domain);
+    else if (fault_CRASH_HOST(node))
+        sim_world->dying = 1u << node;
+    else if (fault_POWER_LOSS(SIM_FAULT_NOWHERE))
+        sim_world->dying = SIM_ALL_HOSTS;
+    else
+        return;
     fiber->mutexes = 0;
     sim_park(SIM_NEVER, "its burial");
 }
@@ -340,6 +350,13 @@ static const struct klp_env_ops env_ops = {
     .memory = &sim_memory_ops,
     .chan = &sim_chan_ops,
 };
+
+void sim_env_boot(struct sim_env *env, uint64_t uptime_ns)
+{
+    env->since_ns = sim_world->now_ns;
+    env->boot_offset_ns = uptime_ns;
+    env->fence_ns = 0;
+}
 
 struct sim_env *sim_env_create(uint32_t node, const char *name)
 {

@@ -16,6 +16,8 @@
 /* processes: hub.c, env.c */
 #define SIM_FAULTS_PROCESS(X)                                                                      \
     X(CRASH_DAEMON_AT_POINT, "CrashDaemonAtPoint", 40, true)                                       \
+    X(CRASH_HOST, "CrashHost", 300, true)                                                          \
+    X(POWER_LOSS, "PowerLoss", 600, true)                                                          \
     X(CRASH_DAEMON, "CrashDaemon", 4000, false)                                                    \
     X(CRASH_KEEPER, "CrashKeeper", 4000, false)                                                    \
     X(CRASH_VM, "CrashVm", 4000, false)                                                            \
@@ -53,8 +55,12 @@
     X(PEER_ANSWER_RESET, "PeerAnswerReset", 40, true)                                              \
     X(PEER_ANSWER_GARBLED, "PeerAnswerGarbled", 80, true)
 
-/* files of one host: file.c */
-#define SIM_FAULTS_DISK(X)
+/* files of one host: disk.c */
+#define SIM_FAULTS_DISK(X)                                                                         \
+    X(DISK_READ_ERROR, "DiskReadError", 2000, false)                                               \
+    X(DISK_WRITE_ERROR, "DiskWriteError", 1000, false)                                             \
+    X(DISK_SYNC_ERROR, "DiskSyncError", 600, false)                                                \
+    X(DISK_FULL, "DiskFull", 2000, false)
 
 /* objects: store.c */
 #define SIM_FAULTS_STORE(X)

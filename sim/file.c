@@ -5,35 +5,13 @@
 #include <string.h>
 
 #include "base/limits.h"
-#include "sim.h"
+#include "inode.h"
 
 #define FILE_SIZE_MAX (256ull * KLP_MIB)
 #define DEPTH_MAX 8
 #define DIGEST_NAME_SIZE 64
 
 SIM_FAULT_SITE(SNAPSHOT_CORRUPTION)
-
-struct entry {
-    char *name;
-    struct sim_inode *inode;
-};
-
-struct entries {
-    struct entry *list; /* sorted by name */
-    size_t count, capacity;
-};
-
-struct bytes {
-    uint8_t *data;
-    size_t size, capacity;
-};
-
-struct sim_inode {
-    unsigned refs;
-    bool is_dir;
-    struct bytes now, synced;
-    struct entries names, synced_names;
-};
 
 struct sim_dir {
     struct klp_dir base;
@@ -81,7 +59,7 @@ struct sim_inode *sim_inode_share(struct sim_inode *inode)
     return inode;
 }
 
-static void entries_clear(struct entries *entries)
+void sim_entries_clear(struct entries *entries)
 {
     for (size_t i = 0; i < entries->count; i++) {
         free(entries->list[i].name);
@@ -95,8 +73,8 @@ void sim_inode_put(struct sim_inode *inode)
 {
     if (--inode->refs > 0)
         return;
-    entries_clear(&inode->names);
-    entries_clear(&inode->synced_names);
+    sim_entries_clear(&inode->names);
+    sim_entries_clear(&inode->synced_names);
     free(inode->now.data);
     free(inode->synced.data);
     free(inode);
@@ -122,15 +100,20 @@ static size_t entry_place(const struct entries *entries, const char *name, bool 
     return low;
 }
 
-static struct sim_inode *entry_find(const struct sim_inode *dir, const char *name)
+struct sim_inode *sim_entry_find(const struct entries *entries, const char *name)
 {
     bool found;
-    size_t at = entry_place(&dir->names, name, &found);
-    return found ? dir->names.list[at].inode : NULL;
+    size_t at = entry_place(entries, name, &found);
+    return found ? entries->list[at].inode : NULL;
+}
+
+static struct sim_inode *entry_find(const struct sim_inode *dir, const char *name)
+{
+    return sim_entry_find(&dir->names, name);
 }
 
 /* The entry takes the caller's reference. */
-static void entry_insert(struct entries *entries, const char *name, struct sim_inode *inode)
+void sim_entry_insert(struct entries *entries, const char *name, struct sim_inode *inode)
 {
     bool found;
     size_t at = entry_place(entries, name, &found);
@@ -142,7 +125,7 @@ static void entry_insert(struct entries *entries, const char *name, struct sim_i
     }
     memmove(entries->list + at + 1, entries->list + at,
             (entries->count - at) * sizeof(entries->list[0]));
-    entries->list[at] = (struct entry){strdup(name), inode};
+    entries->list[at] = (struct entry){strdup(name), inode, false};
     entries->count++;
 }
 
@@ -185,7 +168,7 @@ static struct sim_inode *folder_get(struct sim_inode *parent, const char *name, 
     struct sim_inode *inode = entry_find(parent, name);
     if (inode == NULL && create) {
         inode = inode_create(true);
-        entry_insert(&parent->names, name, inode);
+        sim_entry_insert(&parent->names, name, inode);
     }
     return inode != NULL && inode->is_dir ? inode : NULL;
 }
@@ -246,11 +229,24 @@ struct sim_inode *sim_dir_inode(const struct klp_dir *dir)
 static bool dir_sync(struct klp_dir *base, struct kelpie_error **err)
 {
     struct sim_inode *inode = dir_inside(base)->inode;
-    (void)err;
-    entries_clear(&inode->synced_names);
-    for (size_t i = 0; i < inode->names.count; i++)
-        entry_insert(&inode->synced_names, inode->names.list[i].name,
-                     sim_inode_share(inode->names.list[i].inode));
+    bool broken;
+    if (!sim_disk_syncs(base->env, &broken, err)) {
+        for (size_t i = 0; broken && i < inode->names.count; i++) {
+            struct entry *entry = &inode->names.list[i];
+            entry->given_up = sim_entry_find(&inode->synced_names, entry->name) != entry->inode;
+        }
+        return false;
+    }
+    struct entries synced = {NULL, 0, 0};
+    for (size_t i = 0; i < inode->names.count; i++) {
+        const struct entry *entry = &inode->names.list[i];
+        struct sim_inode *durable =
+            entry->given_up ? sim_entry_find(&inode->synced_names, entry->name) : entry->inode;
+        if (durable != NULL)
+            sim_entry_insert(&synced, entry->name, sim_inode_share(durable));
+    }
+    sim_entries_clear(&inode->synced_names);
+    inode->synced_names = synced;
     return true;
 }
 
@@ -284,7 +280,7 @@ static bool dir_rename(struct klp_dir *base, const char *from, const char *to,
     sim_inode_share(inode);
     entry_remove(&dir->inode->names, from);
     entry_remove(&dir->inode->names, to);
-    entry_insert(&dir->inode->names, to, inode);
+    sim_entry_insert(&dir->inode->names, to, inode);
     return true;
 }
 
@@ -368,7 +364,7 @@ static bool file_create(struct klp_dir *base, const char *name, bool exclusive,
         return klp_refuse(err, KELPIE_E_IO, "cannot open %s/%s: it is a folder", dir->path, name);
     if (inode == NULL) {
         inode = inode_create(false);
-        entry_insert(&dir->inode->names, name, inode);
+        sim_entry_insert(&dir->inode->names, name, inode);
     }
     *out = file_make(base->env, inode, true);
     return true;
@@ -377,8 +373,8 @@ static bool file_create(struct klp_dir *base, const char *name, bool exclusive,
 static bool file_create_unnamed(struct klp_dir *base, struct klp_file **out,
                                 struct kelpie_error **err)
 {
+    KLP_CHECK(sim_disk_writes(base->env, err));
     struct sim_inode *inode = inode_create(false);
-    (void)err;
     *out = file_make(base->env, inode, true);
     sim_inode_put(inode); /* the file holds it */
     return true;
@@ -390,7 +386,7 @@ static bool file_link(struct klp_file *base, struct klp_dir *dir_base, const cha
     struct sim_dir *dir = dir_inside(dir_base);
     if (entry_find(dir->inode, name) != NULL)
         return klp_refuse(err, KELPIE_E_EXISTS, "cannot name %s/%s: it exists", dir->path, name);
-    entry_insert(&dir->inode->names, name, sim_inode_share(file_inside(base)->inode));
+    sim_entry_insert(&dir->inode->names, name, sim_inode_share(file_inside(base)->inode));
     return true;
 }
 
@@ -399,7 +395,7 @@ static bool file_pread(struct klp_file *base, uint64_t offset, void *out, size_t
                        size_t *out_size, struct kelpie_error **err)
 {
     const struct bytes *now = &file_inside(base)->inode->now;
-    (void)err;
+    KLP_CHECK(sim_disk_reads(base->env, err));
     size_t left = offset < now->size ? now->size - (size_t)offset : 0;
     *out_size = size < left ? size : left;
     if (*out_size == 0)
@@ -410,7 +406,7 @@ static bool file_pread(struct klp_file *base, uint64_t offset, void *out, size_t
     return true;
 }
 
-static bool bytes_size_set(struct bytes *bytes, uint64_t size, struct kelpie_error **err)
+bool sim_bytes_size_set(struct bytes *bytes, uint64_t size, struct kelpie_error **err)
 {
     if (size > FILE_SIZE_MAX)
         return klp_refuse(err, KELPIE_E_NO_SPACE, "a file of %llu bytes", (unsigned long long)size);
@@ -433,8 +429,9 @@ static bool file_pwrite(struct klp_file *base, uint64_t offset, const void *data
     struct sim_file *file = file_inside(base);
     if (!file->writable)
         return klp_refuse(err, KELPIE_E_IO, "cannot write a file that was opened to be read");
+    KLP_CHECK(sim_disk_writes(base->env, err));
     if (offset + size > file->inode->now.size)
-        KLP_CHECK(bytes_size_set(&file->inode->now, offset + size, err));
+        KLP_CHECK(sim_bytes_size_set(&file->inode->now, offset + size, err));
     if (size > 0)
         memcpy(file->inode->now.data + offset, data, size);
     return true;
@@ -449,13 +446,20 @@ static bool file_size(struct klp_file *base, uint64_t *out, struct kelpie_error 
 
 static bool file_truncate(struct klp_file *base, uint64_t size, struct kelpie_error **err)
 {
-    return bytes_size_set(&file_inside(base)->inode->now, size, err);
+    return sim_bytes_size_set(&file_inside(base)->inode->now, size, err);
 }
 
 static bool file_sync(struct klp_file *base, struct kelpie_error **err)
 {
     struct sim_inode *inode = file_inside(base)->inode;
-    KLP_CHECK(bytes_size_set(&inode->synced, inode->now.size, err));
+    bool broken;
+    if (!sim_disk_syncs(base->env, &broken, err)) {
+        inode->given_up = broken;
+        return false;
+    }
+    if (inode->given_up)
+        return true;
+    KLP_CHECK(sim_bytes_size_set(&inode->synced, inode->now.size, err));
     if (inode->now.size > 0)
         memcpy(inode->synced.data, inode->now.data, inode->now.size);
     return true;

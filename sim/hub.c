@@ -246,5 +246,9 @@ void sim_hub_run(struct sim_fiber *until)
         sim_fiber_switch_in(fiber);
         if (world->crashing != NULL)
             sim_domain_crash(KLP_TAKE(&world->crashing));
+        if (world->dying != 0) {
+            sim_hosts_die(world->dying);
+            world->dying = 0;
+        }
     }
 }

@@ -179,6 +179,7 @@ struct sim {
     uint64_t mib;                /* bytes of what guests call one */
     const char *planted;         /* fault of VMs that are launched from now on; NULL = none */
     struct sim_domain *crashing; /* the hub drops it next */
+    uint32_t dying;              /* hosts that do, a bit each; SIM_ALL_HOSTS = the store, too */
     const struct sim_order *order;
     bool over; /* a bug was met: nothing more runs */
     enum sim_verdict verdict;
@@ -238,8 +239,10 @@ struct sim_env {
     struct klp_env base;
     uint32_t node;
     char name[16];
-    uint64_t boot_offset_ns; /* this host's BOOTTIME minus true time, when that began */
-    int64_t drift;           /* of its rate */
+    uint64_t since_ns;       /* true time of its last boot */
+    uint64_t boot_offset_ns; /* this host's BOOTTIME then */
+    uint64_t disk_full_until_ns;
+    int64_t drift; /* of its rate */
     int64_t wall_offset_ns;
     uint64_t fence_ns; /* the last far time that a keeper waited for, true */
 };
@@ -249,11 +252,18 @@ uint64_t sim_env_true_ns(const struct sim_env *env, uint64_t boot);
  * itself may go wrong here. */
 uint64_t sim_env_wake_ns(struct sim_env *env, uint64_t boot);
 struct sim_env *sim_env_create(uint32_t node, const char *name);
+/* It boots now: BOOTTIME begins anew. */
+void sim_env_boot(struct sim_env *env, uint64_t uptime_ns);
 struct sim_env *sim_env_from(struct klp_env *env);
 struct sim_source *sim_cancel_source(struct klp_cancel *cancel);
 extern const struct klp_file_ops sim_file_ops;
 extern const struct klp_memory_ops sim_memory_ops;
 extern const struct klp_chan_ops sim_chan_ops;
+
+/* ---- disk.c */
+#define SIM_ALL_HOSTS ((1u << SIM_NODES_MAX) - 1)
+/* Every process there dies, and what was not synced is lost or torn; then they boot. */
+void sim_hosts_die(uint32_t hosts);
 
 /* ---- file.c */
 struct sim_inode *sim_root_create(void);

@@ -166,6 +166,8 @@ KELPIE_MUST_USE kelpie_outcome record_delete(const struct kelpie_op *op, struct 
                                              struct kelpie_error **err);
 /* For callers that got the record from the protocol. */
 void record_adopt(struct node_agent *agent, const struct klp_agent_record *record);
+KELPIE_MUST_USE bool agent_folder(struct node_agent *agent, struct klp_dir **out,
+                                  struct kelpie_error **err);
 KELPIE_MUST_USE bool agent_save(struct node_agent *agent,
                                 struct kelpie_error **err); /* STATE/agents/ID/config */
 KELPIE_MUST_USE bool agent_load(struct node_agent *agent, struct kelpie_error **err);

@@ -134,7 +134,7 @@ static void follow_run(void *arg)
     struct klp_env *env = life->agent->node->host.env;
     KLP_AUTO(dir) struct klp_dir *dir = NULL;
     KLP_AUTO(file) struct klp_file *file = NULL;
-    if (!klp_dir_open_at(life->agent->node->agents_dir, life->agent->id, true, &dir, NULL) ||
+    if (!agent_folder(life->agent, &dir, NULL) ||
         !klp_file_create(dir, "log", false, &file, NULL) || !klp_file_truncate(file, 0, NULL))
         return;
     struct following following = {.file = file};
@@ -261,7 +261,7 @@ static void console_save(const struct kelpie_op *op, struct node_agent *agent)
     if (agent->life == NULL)
         return;
     kelpie_vm_console(op, agent->life->vm, console, sizeof(console));
-    if (klp_dir_open_at(agent->node->agents_dir, agent->id, true, &dir, NULL))
+    if (agent_folder(agent, &dir, NULL))
         KLP_IGNORE(klp_file_write_all(dir, "console", console, strlen(console), NULL));
 }
 

@@ -110,7 +110,8 @@ static bool dirs_open(struct klp_node *node, struct kelpie_error **err)
     struct klp_dir *state = node->options.state_dir;
     return klp_dir_open_at(state, "agents", true, &node->agents_dir, err) &&
            klp_dir_open_at(state, "notes", true, &node->notes_dir, err) &&
-           klp_dir_open_at(state, "operations", true, &node->operations_dir, err);
+           klp_dir_open_at(state, "operations", true, &node->operations_dir, err) &&
+           klp_dir_sync(state, err);
 }
 
 static void node_free(struct klp_node *node)

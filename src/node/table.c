@@ -358,6 +358,21 @@ static bool texts_get(const struct klp_json *json, const char *key, char ***out)
     return fine;
 }
 
+/* A new one is durable with its name before anything relies on it. */
+bool agent_folder(struct node_agent *agent, struct klp_dir **out, struct kelpie_error **err)
+{
+    struct klp_dir *agents = agent->node->agents_dir;
+    if (klp_dir_open_at(agents, agent->id, false, out, NULL))
+        return true;
+    KLP_CHECK(klp_dir_open_at(agents, agent->id, true, out, err));
+    if (klp_dir_sync(agents, err))
+        return true;
+    klp_dir_close(KLP_TAKE(out));
+    KLP_IGNORE(
+        klp_dir_remove_tree(agents, agent->id, NULL)); /* or the next one takes it for durable */
+    return false;
+}
+
 bool agent_save(struct node_agent *agent, struct kelpie_error **err)
 {
     const struct klp_agent_identity *identity = &agent->identity;
@@ -383,7 +398,7 @@ bool agent_save(struct node_agent *agent, struct kelpie_error **err)
     klp_json_print(json, &text);
     KLP_CHECK(klp_buf_check(&text, "an agent's configuration", err));
     KLP_AUTO(dir) struct klp_dir *dir = NULL;
-    KLP_CHECK(klp_dir_open_at(agent->node->agents_dir, agent->id, true, &dir, err));
+    KLP_CHECK(agent_folder(agent, &dir, err));
     return klp_file_write_all(dir, "config", text.data, text.size, err);
 }
 
