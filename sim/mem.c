@@ -126,6 +126,12 @@ void klp_mem_unguard(void *object)
     klp_bug(__FILE__, __LINE__, "an object that was never guarded");
 }
 
+struct klp_spares *klp_mem_spares(void)
+{
+    static struct klp_spares spares;
+    return &spares;
+}
+
 /* ---- domains */
 
 struct sim_domain *sim_domain_create(enum sim_domain_kind kind, uint32_t node, const char *name)

@@ -29,6 +29,18 @@ char *klp_mem_string_n(const char *text, size_t size);
 void klp_mem_guard(void *object, void (*destroy)(void *object));
 void klp_mem_unguard(void *object);
 
+/* What ext/ makes of a foreign library and is dear to make waits for its next user. Core has no
+ * place to keep it: the env that is linked in has. take: NULL = none waits. give: returns what is
+ * too much, the object or one that waited before it. */
+enum klp_spare { KLP_SPARE_COMPRESS, KLP_SPARE_EXPAND, KLP_SPARE_SHA256, KLP_SPARE_COUNT };
+#define KLP_SPARE_MAX 2 /* of each kind */
+struct klp_spares {
+    void *places[KLP_SPARE_COUNT][KLP_SPARE_MAX];
+};
+struct klp_spares *klp_mem_spares(void); /* the process's; NULL = keeps none */
+void *klp_spare_take(enum klp_spare kind);
+void *klp_spare_give(enum klp_spare kind, void *object);
+
 /* KLP_AUTO(type) struct type *x = NULL; is destroyed when the scope ends, unless KLP_TAKE(&x). */
 #define KLP_AUTO(name) __attribute__((cleanup(klp_auto_##name)))
 #define KLP_AUTO_DEFINE(name, pointer_type, destroy)                                               \

@@ -7,35 +7,35 @@ struct klp_sha256 {
     EVP_MD_CTX *context;
 };
 
-/* EVP_sha256() is a name only: OpenSSL 3 looks for the code behind it at each use, under a lock.
- * Found once, it stays for the life of the process. */
-static const EVP_MD *algorithm(void)
+/* OpenSSL 3 looks for the code behind a name at each use, under a lock: a context that waited knows
+ * it. */
+static EVP_MD_CTX *context_take(void)
 {
-    static EVP_MD *found;
-    EVP_MD *md = __atomic_load_n(&found, __ATOMIC_ACQUIRE), *none = NULL;
-    if (md != NULL)
-        return md;
-    md = EVP_MD_fetch(NULL, "SHA256", NULL);
-    KLP_ASSERT(md != NULL);
-    if (__atomic_compare_exchange_n(&found, &none, md, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
-        return md;
-    EVP_MD_free(md); /* another thread was first */
-    return none;
+    EVP_MD_CTX *context = klp_spare_take(KLP_SPARE_SHA256);
+    bool is_new = context == NULL;
+    if (is_new)
+        context = EVP_MD_CTX_new();
+    KLP_ASSERT(context != NULL);
+    KLP_ASSERT(EVP_DigestInit_ex(context, is_new ? EVP_sha256() : NULL, NULL) == 1);
+    return context;
+}
+
+static void context_give(EVP_MD_CTX *context)
+{
+    EVP_MD_CTX_free(klp_spare_give(KLP_SPARE_SHA256, context));
 }
 
 static void sha256_drop(void *object)
 {
     struct klp_sha256 *hash = object;
-    EVP_MD_CTX_free(hash->context);
+    context_give(hash->context);
     klp_mem_free(hash);
 }
 
 struct klp_sha256 *klp_sha256_create(void)
 {
     struct klp_sha256 *hash = KLP_NEW(struct klp_sha256);
-    hash->context = EVP_MD_CTX_new();
-    KLP_ASSERT(hash->context != NULL);
-    KLP_ASSERT(EVP_DigestInit_ex(hash->context, algorithm(), NULL) == 1);
+    hash->context = context_take();
     klp_mem_guard(hash, sha256_drop);
     return hash;
 }
@@ -62,5 +62,8 @@ void klp_sha256_destroy(struct klp_sha256 *hash)
 
 void klp_sha256_once(const void *data, size_t size, struct klp_digest *out)
 {
-    KLP_ASSERT(EVP_Digest(data, size, out->bytes, NULL, algorithm(), NULL) == 1);
+    EVP_MD_CTX *context = context_take();
+    KLP_ASSERT(EVP_DigestUpdate(context, data, size) == 1);
+    KLP_ASSERT(EVP_DigestFinal_ex(context, out->bytes, NULL) == 1);
+    context_give(context);
 }

@@ -12,37 +12,17 @@ struct klp_zstd {
 };
 
 /* Contexts are some hundred KiB, fresh from the kernel each time: a few wait for the next user. */
-#define SPARE_MAX 2
-static void *spare_compress[SPARE_MAX], *spare_expand[SPARE_MAX];
-
-/* NULL = none waits. */
-static void *spare_take(void *places[SPARE_MAX])
-{
-    void *context = NULL;
-    for (size_t i = 0; context == NULL && i < SPARE_MAX; i++)
-        context = __atomic_exchange_n(&places[i], NULL, __ATOMIC_ACQUIRE);
-    return context;
-}
-
-/* Returns what is too much: the context, or one that waited before it. */
-static void *spare_give(void *places[SPARE_MAX], void *context)
-{
-    for (size_t i = 0; context != NULL && i < SPARE_MAX; i++)
-        context = __atomic_exchange_n(&places[i], context, __ATOMIC_ACQ_REL);
-    return context;
-}
-
 static void zstd_drop(void *object)
 {
     struct klp_zstd *zstd = object;
-    ZSTD_freeCCtx(spare_give(spare_compress, zstd->compress));
-    ZSTD_freeDCtx(spare_give(spare_expand, zstd->expand));
+    ZSTD_freeCCtx(klp_spare_give(KLP_SPARE_COMPRESS, zstd->compress));
+    ZSTD_freeDCtx(klp_spare_give(KLP_SPARE_EXPAND, zstd->expand));
     klp_mem_free(zstd);
 }
 
 static ZSTD_CCtx *compress_create(void)
 {
-    ZSTD_CCtx *context = spare_take(spare_compress);
+    ZSTD_CCtx *context = klp_spare_take(KLP_SPARE_COMPRESS);
     if (context != NULL)
         return context;
     context = ZSTD_createCCtx();
@@ -53,7 +33,7 @@ static ZSTD_CCtx *compress_create(void)
 
 static ZSTD_DCtx *expand_create(void)
 {
-    ZSTD_DCtx *context = spare_take(spare_expand);
+    ZSTD_DCtx *context = klp_spare_take(KLP_SPARE_EXPAND);
     if (context == NULL)
         context = ZSTD_createDCtx();
     KLP_ASSERT(context != NULL);
