@@ -222,6 +222,19 @@ static void accept_end(struct klp_node *node, char *slot)
     }
 }
 
+/* It was claimed, has no VM, and the registry could not be told: that is told later. */
+static void arrival_owe(const struct kelpie_op *op, struct klp_node *node,
+                        struct klp_agent_record *record)
+{
+    struct kelpie_op cleanup = klp_op_cleanup(op, NODE_CLEANUP_MS);
+    struct node_agent *agent = agent_add(node, record);
+    bool ran = record->state == KLP_AGENT_RUNNING;
+    KLP_IGNORE(agent_know(&cleanup, agent, NULL));
+    record_later(agent, ran ? KLP_AGENT_CRASHED : KLP_AGENT_PARKED, "it could not be brought up");
+    agent_put(agent);
+    klp_agent_record_finish(record);
+}
+
 static kelpie_outcome accept_alone(const struct kelpie_op *op, struct klp_node *node,
                                    const struct klp_peer_request *request,
                                    struct klp_peer_answer *out, struct kelpie_error **err)
@@ -232,8 +245,13 @@ static kelpie_outcome accept_alone(const struct kelpie_op *op, struct klp_node *
     if (accepted_before(node, request, out))
         return KLP_OK;
     struct klp_arrival *arrival = arrival_take(node, request->move_id);
-    KLP_TRY(klp_arrival_accept(op, &node->host, arrival, request, node->samples, &vm, &record,
-                               &manifest, err));
+    kelpie_outcome outcome = klp_arrival_accept(op, &node->host, arrival, request, node->samples,
+                                                &vm, &record, &manifest, err);
+    if (!kelpie_is_ok(outcome)) {
+        if (record.owner[0] != 0)
+            arrival_owe(op, node, &record);
+        return outcome;
+    }
     out->epoch = record.epoch;
     klp_text_copy(out->state, sizeof(out->state), klp_agent_state_name(record.state));
 

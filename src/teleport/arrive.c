@@ -154,8 +154,13 @@ kelpie_outcome klp_arrival_accept(const struct kelpie_op *op, struct klp_host *h
     kelpie_outcome outcome = klp_registry_get(op, host->registry, request->agent, record, err);
     if (kelpie_is_ok(outcome)) {
         outcome = arrive(op, host, arrival, request, samples, vm, record, manifest, &parts, err);
-        if (!kelpie_is_ok(outcome))
+        /* Ours and in want of a VM: it could not be recorded that it has none. */
+        bool owed = strcmp(record->owner, host->node) == 0 && record->epoch == request->epoch + 1 &&
+                    (record->state == KLP_AGENT_STARTING || record->state == KLP_AGENT_RUNNING);
+        if (!kelpie_is_ok(outcome) && !owed)
             klp_agent_record_finish(record);
+    } else {
+        *record = (struct klp_agent_record){.epoch = 0};
     }
     if (!kelpie_is_ok(outcome))
         klp_manifest_finish(manifest);

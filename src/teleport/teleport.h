@@ -246,8 +246,9 @@ KELPIE_MUST_USE kelpie_outcome klp_arrival_prepare(const struct kelpie_op *op,
                                                    struct klp_arrival **out,
                                                    struct kelpie_error **err);
 void klp_arrival_drop(const struct kelpie_op *op, struct klp_arrival *arrival);
-/* Steps 5 and 6. `arrival` may be NULL; taken over. On OK *vm runs and *record is ours; *identity
- * and *env are filled. */
+/* Steps 5 and 6. `arrival` may be NULL; taken over. On OK *vm runs and *record is ours. Else
+ * *record has no owner, or is the claimed one whose failure could not be recorded: the caller's to
+ * finish. */
 KELPIE_MUST_USE kelpie_outcome klp_arrival_accept(
     const struct kelpie_op *op, struct klp_host *host, struct klp_arrival *arrival,
     const struct klp_peer_request *request, struct klp_samples *samples, struct kelpie_vm **vm,
