@@ -5,6 +5,7 @@
 
 #include "base/fmt.h"
 #include "store/local/local.h"
+#include "vm/keeper/keeper.h"
 
 /* ---- errands */
 
@@ -153,6 +154,33 @@ bool host_open(struct host *host, struct errand *out)
     }
     host->peer->node = host->node;
     return true;
+}
+
+/* One whose end was ordered and has not come: its keeper is at an order that takes long. */
+static bool is_ending(void *arg, const char *name)
+{
+    struct host *host = arg;
+    KLP_AUTO(dir) struct klp_dir *dir = NULL;
+    KLP_AUTO(file) struct klp_file *file = NULL;
+    if (klp_dir_open_at(host->vms_dir, name, false, &dir, NULL) &&
+        klp_file_open(dir, KLP_KEEPER_ENDED, &file, NULL))
+        host->ending = true;
+    return !host->ending;
+}
+
+static void ending_run(void *arg)
+{
+    struct errand *errand = arg;
+    errand->host->ending = false;
+    KLP_IGNORE(klp_dir_list(errand->host->vms_dir, is_ending, errand->host, NULL));
+    errand_end(errand, KLP_OK, NULL);
+}
+
+bool host_is_ending_vms(struct host *host)
+{
+    struct errand errand = {.host = host, .agent = "node", .what = "look"};
+    errand_run(&errand, ending_run);
+    return host->ending;
 }
 
 static bool leftover(void *arg, const char *name)

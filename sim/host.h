@@ -23,6 +23,7 @@ struct host {
     struct klp_registry *registry;
     struct kelpie_vm_factory *factory;
     struct klp_node *node;   /* NULL = down */
+    bool ending;             /* of host_is_ending_vms */
     struct sim_fiber *alive; /* ends when the daemon ends, whichever way */
     struct sim_source closing;
     bool closes;
@@ -57,6 +58,8 @@ struct errand { /* filled in by whoever sends it; answers below */
 
 /* False: it could not open, and has ended. */
 bool host_open(struct host *host, struct errand *out);
+/* Some VM's end was ordered and has not come. */
+bool host_is_ending_vms(struct host *host);
 void host_close(struct host *host, bool stop);
 bool host_is_up(const struct host *host);
 /* Gone without a word, or is to be. */

@@ -8,6 +8,8 @@
 #include "base/fmt.h"
 #include "story.h"
 
+#define KEEPER_ORDER_NS (120 * KLP_SECOND) /* the longest a keeper is at one order */
+
 /* ---- daemons that die come back */
 
 static bool host_reopen(struct host *host)
@@ -192,6 +194,17 @@ static bool agents_remove(struct story *story)
     return true;
 }
 
+/* Who could not end something asks again with each lease, as long as its keeper needs. */
+static void sweeps_wait(struct story *story)
+{
+    uint64_t lease_ns = sim_world->plan.lease_ttl_ms * KLP_MS;
+    uint64_t until_ns = sim_world->now_ns + KEEPER_ORDER_NS + lease_ns;
+    sim_park(sim_world->now_ns + lease_ns / 2, "sweeps");
+    for (uint32_t i = 0; i < story->host_count; i++)
+        while (sim_world->now_ns < until_ns && host_is_ending_vms(&story->hosts[i]))
+            sim_park(sim_world->now_ns + lease_ns / 3, "sweeps");
+}
+
 void sim_scenario_teleport(void *arg)
 {
     struct story story = {.rows = sim_registry_rows_create()};
@@ -199,8 +212,8 @@ void sim_scenario_teleport(void *arg)
     bool well = nodes_open(&story) && agents_create(&story) && agents_work(&story) &&
                 (!sim_world->plan.rolling || nodes_roll(&story)) && agents_settle(&story) &&
                 agents_remove(&story);
-    if (well && !story_is_calm()) /* who could not end something asks again with each lease */
-        sim_park(sim_world->now_ns + sim_world->plan.lease_ttl_ms * KLP_MS / 2, "sweeps");
+    if (well && !story_is_calm())
+        sweeps_wait(&story);
     for (uint32_t i = story.host_count; well && i-- > 0;)
         host_close(&story.hosts[i], true);
     if (!well) { /* others wait for what lies in this frame: it stays until they are gone */
