@@ -4,6 +4,7 @@ compared with is measured between its own rounds, so that a busy machine is busy
 
 import os
 import random
+import re
 import subprocess
 import threading
 import time
@@ -15,6 +16,7 @@ from client import Client, FirstAnswer, Unmeasured, Watcher, ms, now, open_echo,
 from ruler import Phases, Result, Series
 
 DIRTY_MIB = 33
+SEEDS = 1000  # of a round
 REST_S = 1.0  # for a daemon to be as idle as a user finds it: a spare hypervisor started, journals written
 
 
@@ -406,4 +408,38 @@ def row_forks(bench):
     return result
 
 
-ROWS = {1: row_run, 2: row_restore, 3: row_pause, 4: row_written, 5: row_teleport, 6: row_memory, 7: row_forks}
+# ---- 8
+
+
+def simulated(program, first):
+    """Runs of SEEDS seeds on one core: a second of its processor's time, moves and faults a run; the verdict."""
+    core = min(os.sched_getaffinity(0))
+    before = os.times()
+    ran = subprocess.run([program, "--seeds", str(SEEDS)], env=dict(os.environ, DST_SEED=str(first)),
+                         stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                         preexec_fn=lambda: os.sched_setaffinity(0, [core]))
+    after = os.times()
+    told = re.search(r"^runs=(\d+) teleports=([\d.]+) faults=([\d.]+)$", ran.stdout, re.M)
+    if told is None:
+        raise Unmeasured(ran.stderr.strip() or f"kelpie-dst ended with {ran.returncode}")
+    seconds = after.children_user + after.children_system - before.children_user - before.children_system
+    return int(told[1]) / seconds, float(told[2]), float(told[3]), ran.stdout.strip().split("\n")[-1]
+
+
+def row_simulated(bench):
+    result = Result("whole runs of the simulator a second and core")
+    program = os.path.join(bench.build, "kelpie-dst")
+    if not os.path.exists(program):
+        raise Unmeasured("this build has no kelpie-dst")
+    rounds = [simulated(program, 1 + number * SEEDS) for number in range(bench.rounds)]
+    result.check(Series("simulated runs", [r[0] for r in rounds], "runs/s"), 2000, least=True)
+    result.check(Series("moves a run", [r[1] for r in rounds], ""), 2, least=True, limit_text="≥ 2")
+    result.check(Series("faults a run", [r[2] for r in rounds], ""), 3, least=True, limit_text="≥ 3")
+    for last in dict.fromkeys(r[3] for r in rounds if not r[3].endswith("verdict=pass")):
+        result.note(last)
+    return result
+
+
+ROWS = {1: row_run, 2: row_restore, 3: row_pause, 4: row_written, 5: row_teleport, 6: row_memory, 7: row_forks,
+        8: row_simulated}
+WITHOUT_NODES = {8}

@@ -23,13 +23,14 @@ class Series:
 
 
 class Check:
-    """One target. Against a peer the figure is the ratio of the medians, else the median itself."""
+    """One target. Against a peer the figure is the ratio of the medians, else the median itself. `least`: not to be
+    below it."""
 
-    def __init__(self, series, limit, peer=None, strict=False, limit_text=None):
+    def __init__(self, series, limit, peer=None, strict=False, limit_text=None, least=False):
         self.series, self.peer, self.limit, self.strict = series, peer, limit, strict
         self.figure = series.median() / peer.median() if peer else series.median()
-        self.met = self.figure < limit if strict else self.figure <= limit
-        sign = "<" if strict else "≤"
+        self.met = self.figure >= limit if least else self.figure < limit if strict else self.figure <= limit
+        sign = "≥" if least else "<" if strict else "≤"
         self.target = limit_text or (f"{sign} {limit:.3g} ×" if peer else f"{sign} {limit:g} {series.unit}")
 
     def text(self):
