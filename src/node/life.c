@@ -330,8 +330,10 @@ static void agent_died(const struct kelpie_op *op, struct node_agent *agent,
 static void record_end(const struct kelpie_op *op, struct node_agent *agent,
                        enum klp_agent_state state, const char *reason)
 {
+    uint64_t epoch = agent->record.epoch;
     if (!state_record(op, agent, state, reason)) {
-        if (!klp_cancel_is_raised(agent->node->cancel))
+        /* At another epoch it is another life, of which nothing is owed. */
+        if (!klp_cancel_is_raised(agent->node->cancel) && agent->record.epoch == epoch)
             record_later(agent, state, reason);
         agent_lost(op, agent);
     } else if (state == KLP_AGENT_STOPPED && agent->remove_at_end &&
@@ -427,9 +429,13 @@ static void chore_do(struct klp_node *node, const struct chore *chore)
     struct node_agent *agent = agent_find_id(node, chore->agent);
     if (agent == NULL)
         return;
-    if (!kelpie_is_ok(slot_take(&op, agent, NULL))) {
+    if (!kelpie_is_ok(accept_wait(&op, node, agent->id, NULL)) ||
+        !kelpie_is_ok(slot_take(&op, agent, NULL))) {
         if (!klp_cancel_is_raised(node->cancel))
-            chore_post(node, chore->kind, chore->agent, chore->life, chore->text);
+            chore_add(
+                node,
+                (struct chore){.kind = chore->kind, .state = chore->state, .life = chore->life},
+                chore->agent, chore->text);
         agent_put(agent);
         return;
     }
