@@ -104,8 +104,11 @@ static struct run run_find(const struct klp_leaf *leaf, const struct frame_order
 {
     struct run run = {.kind = RUN_ZERO};
     if (leaf->pages[at] == KLP_PAGE_ZERO) {
-        while (at + run.length < leaf->page_count && leaf->pages[at + run.length] == KLP_PAGE_ZERO)
-            run.length++;
+        uint32_t end = at, page_count = leaf->page_count;
+        const uint32_t *pages = leaf->pages;
+        while (end < page_count && pages[end] == KLP_PAGE_ZERO)
+            end++;
+        run.length = end - at;
         return run;
     }
     run.kind = RUN_DATA;

@@ -214,10 +214,11 @@ static kelpie_outcome leaf_plan(struct restore *restore, const struct klp_leaf *
     KLP_TRY(slots_reset(restore, leaf, err));
     for (uint32_t i = leaf->page_count; i-- > 0;) {
         uint32_t ref = leaf->pages[i];
-        restore->page_next[i] = NO_PAGE;
-        bool same = base != NULL ? klp_page_refs_equal(restore->manifest, leaf, base, base_leaf, i)
-                                 : ref == KLP_PAGE_ZERO;
-        if (same)
+        bool zero_there =
+            base == NULL || (i < base_leaf->page_count && base_leaf->pages[i] == KLP_PAGE_ZERO);
+        if (ref == KLP_PAGE_ZERO && zero_there) /* most pages of most guests */
+            continue;
+        if (base != NULL && klp_page_refs_equal(restore->manifest, leaf, base, base_leaf, i))
             continue;
         if (ref == KLP_PAGE_ZERO) {
             uint64_t page = (uint64_t)leaf->number * KLP_LEAF_PAGES + i;
