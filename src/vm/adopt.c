@@ -120,6 +120,8 @@ kelpie_outcome klp_vm_abandon(const struct kelpie_op *op, struct kelpie_vm_facto
     if (klp_dir_open_at(factory->vms_dir, id, false, &vm->dir, err)) {
         vm->client = klp_keeper_client_create(vm->env, vm->dir, id);
         outcome = vm_keeper_exit(op, vm, err);
+        if (!kelpie_is_ok(outcome))
+            vm_condemn(vm);
     }
     klp_vm_leave(vm);
     return klp_wrap(err, outcome, "cannot end VM %s", id);

@@ -108,6 +108,9 @@ KELPIE_MUST_USE kelpie_outcome vm_keeper_connect(const struct kelpie_op *op, str
 KELPIE_MUST_USE kelpie_outcome vm_keeper_exit(const struct kelpie_op *op, struct kelpie_vm *vm,
                                               struct kelpie_error **err);
 void vm_keeper_leave(struct kelpie_vm *vm);
+/* Its keeper did not say that it ended. Whoever looks at the folder next ends it, and nobody ever
+ * takes it up again. In vm.c. */
+void vm_condemn(struct kelpie_vm *vm);
 /* An order; CRASHED when the keeper is gone. */
 KELPIE_MUST_USE kelpie_outcome vm_ask(const struct kelpie_op *op, struct kelpie_vm *vm,
                                       uint16_t type, const struct klp_buf *fields,

@@ -145,13 +145,9 @@ kelpie_outcome kelpie_vm_create(const struct kelpie_op *op, struct kelpie_vm_fac
     return KLP_OK;
 }
 
-/* Its keeper did not say that it ended. Whoever looks at the folder next ends it, and nobody ever
- * takes it up again. */
-static void condemn(struct kelpie_vm *vm, const struct kelpie_error *why)
+void vm_condemn(struct kelpie_vm *vm)
 {
     KLP_AUTO(kelpie_error) struct kelpie_error *error = NULL;
-    klp_log(vm->env, KLP_LOG_WARN, "vm.destroy", "vm=%s error=%s", vm->id,
-            kelpie_error_message(why));
     if (vm->dir != NULL && !klp_file_write_all(vm->dir, KLP_KEEPER_ENDED, "", 0, &error))
         klp_log(vm->env, KLP_LOG_WARN, "vm.condemn", "vm=%s error=%s", vm->id,
                 kelpie_error_message(error));
@@ -164,8 +160,11 @@ void kelpie_vm_destroy(const struct kelpie_op *op, struct kelpie_vm *vm)
         return;
     struct kelpie_op cleanup = klp_op_cleanup(op, VM_CLEANUP_MS);
     vm_end_order(vm, KELPIE_VM_STOPPED, "removed");
-    if (!kelpie_is_ok(vm_keeper_exit(&cleanup, vm, &why)))
-        condemn(vm, why);
+    if (!kelpie_is_ok(vm_keeper_exit(&cleanup, vm, &why))) {
+        klp_log(vm->env, KLP_LOG_WARN, "vm.destroy", "vm=%s error=%s", vm->id,
+                kelpie_error_message(why));
+        vm_condemn(vm);
+    }
     klp_vm_guest_drop(vm);
     vm_keeper_leave(vm);
     vm_free(vm);
