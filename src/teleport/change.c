@@ -65,6 +65,7 @@ kelpie_outcome klp_record_change(const struct kelpie_op *op, struct klp_registry
         *next = wanted;
     }
     if (!kelpie_is_ok(outcome)) {
+        *next = wanted; /* for those who try again */
         klp_error_move(err, &error);
         return outcome;
     }
