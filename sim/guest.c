@@ -158,6 +158,9 @@ static void rewind_note(struct sim_guest *guest, struct sim_lineage *lineage)
                                   .from_ticks = lineage->ticks,
                                   .to_ticks = witness->ticks,
                                   .crashed = lineage->holder_died};
+    if (!lineage->holder_gone)
+        sim_fail(SIM_SAFETY, "%s is set back while guest %u, that had its work, still lives",
+                 lineage->name, lineage->holder);
     lineage->rewinds++;
     lineage->lost_ticks += lineage->ticks - witness->ticks;
     lineage->ticks = witness->ticks;

@@ -110,6 +110,7 @@ struct klp_node {
     struct klp_dir *agents_dir, *notes_dir, *operations_dir;
     struct klp_list agents, operations, chores;      /* (m) */
     bool sweep_due;                                  /* (m) the janitor looks for VMs to end */
+    bool undead;                                     /* (m) the last look left one that may live */
     unsigned agent_count, operation_count;           /* (m) */
     struct base bases[NODE_BASES_MAX];               /* (m) */
     uint64_t base_clock;                             /* (m) */
@@ -196,6 +197,10 @@ bool record_needs_vm(const struct klp_agent_record *record);
 void record_later(struct node_agent *agent, enum klp_agent_state state, const char *reason);
 /* VMs whose end was ordered and not answered. */
 void node_sweep(const struct kelpie_op *op, struct klp_node *node);
+/* A VM of this node could not be ended (its keeper stands still, say), and may run: whose it is
+ * nobody can ask. Until it is, no agent whose VM is missing is said to have crashed: it would be
+ * started a second time. */
+bool node_has_undead(struct klp_node *node);
 void chore_post(struct klp_node *node, enum chore_kind kind, const char *agent_id,
                 const struct life *life, const char *text);
 void janitor_run(void *node);

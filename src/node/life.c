@@ -359,6 +359,11 @@ static void agent_owes(const struct kelpie_op *op, struct node_agent *agent,
     if (agent->life != NULL || (!remove && !record_needs_vm(&agent->record)))
         return;
     KLP_IGNORE(klp_sleep_until(op, klp_boot_ns(op->env) + FOLLOW_RETRY_MS * KLP_MS, NULL));
+    if (chore->state == KLP_AGENT_CRASHED && node_has_undead(agent->node)) {
+        if (!klp_cancel_is_raised(agent->node->cancel)) /* that one may be its own, and run */
+            record_later(agent, chore->state, chore->text);
+        return;
+    }
     if (!remove)
         record_end(op, agent, chore->state, chore->text);
     else if (kelpie_is_ok(record_delete(op, agent, NULL)))
@@ -454,15 +459,6 @@ static void chore_do(struct klp_node *node, const struct chore *chore)
             agent_lost(&op, agent);
     }
     agent_give(agent);
-}
-
-void node_sweep(const struct kelpie_op *op, struct klp_node *node)
-{
-    for (size_t i = 0; i < node->host.factory_count; i++) {
-        KLP_AUTO(kelpie_error) struct kelpie_error *error = NULL;
-        if (!kelpie_is_ok(klp_vm_sweep(op, node->host.factories[i], &error)))
-            klp_log(op->env, KLP_LOG_WARN, "node.sweep", "error=%s", kelpie_error_message(error));
-    }
 }
 
 void janitor_run(void *arg)

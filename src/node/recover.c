@@ -320,6 +320,32 @@ static void vm_recover(struct scan *scan, const char *vm_id)
     klp_agent_record_finish(&record);
 }
 
+/* ---- VMs that were given up */
+
+void node_sweep(const struct kelpie_op *op, struct klp_node *node)
+{
+    bool undead = false;
+    for (size_t i = 0; i < node->host.factory_count; i++) {
+        KLP_AUTO(kelpie_error) struct kelpie_error *error = NULL;
+        if (kelpie_is_ok(klp_vm_sweep(op, node->host.factories[i], &error)))
+            continue;
+        undead = true;
+        klp_log(op->env, KLP_LOG_WARN, "node.sweep", "error=%s", kelpie_error_message(error));
+    }
+    KLP_LOCKED (node->mutex) {
+        node->undead = undead;
+    }
+}
+
+bool node_has_undead(struct klp_node *node)
+{
+    bool undead = false;
+    KLP_LOCKED (node->mutex) {
+        undead = node->undead;
+    }
+    return undead;
+}
+
 /* ---- our records without a VM */
 
 static void dead_state(const struct klp_agent_record *record, struct klp_agent_record *next)
@@ -399,7 +425,10 @@ static kelpie_outcome record_recover(const struct kelpie_op *op, struct klp_node
     if (agent->life == NULL && record_needs_vm(&agent->record) &&
         kelpie_is_ok(slot_take(op, agent, NULL))) {
         dead_state(&agent->record, &next);
-        if (!kelpie_is_ok(record_set(op, agent, &next, &error))) {
+        bool may_run = next.state == KLP_AGENT_CRASHED && node_has_undead(node);
+        if (may_run)
+            record_later(agent, KLP_AGENT_CRASHED, next.reason);
+        else if (!kelpie_is_ok(record_set(op, agent, &next, &error))) {
             klp_log(op->env, KLP_LOG_WARN, "recover.record", "agent=%s error=%s", agent->name,
                     kelpie_error_message(error));
             record_later(agent, KLP_AGENT_CRASHED, next.reason);
@@ -463,6 +492,8 @@ kelpie_outcome recover(const struct kelpie_op *op, struct klp_node *node, struct
         for (size_t vm = 0; kelpie_is_ok(outcome) && vm < scan.count; vm++)
             vm_recover(&scan, ids[vm]);
     }
+    struct kelpie_op within = klp_op_within(op, ADOPT_MS);
+    node_sweep(&within, node);
     struct roll roll = {node, 0, ids};
     if (kelpie_is_ok(outcome))
         outcome = roll_read(op, &roll, err);

@@ -173,13 +173,15 @@ static bool is_condemned(struct kelpie_vm_factory *factory, const char *id)
 }
 
 /* Later, if not now: its keeper has the order, and fences its guest whatever comes. */
-static void condemned_end(const struct kelpie_op *op, struct kelpie_vm_factory *factory,
+static bool condemned_end(const struct kelpie_op *op, struct kelpie_vm_factory *factory,
                           const char *id)
 {
     struct kelpie_op within = klp_op_within(op, SCAN_CONNECT_MS);
     KLP_AUTO(kelpie_error) struct kelpie_error *why = NULL;
-    if (!kelpie_is_ok(klp_vm_abandon(&within, factory, id, &why)))
-        klp_log(op->env, KLP_LOG_WARN, "vm.sweep", "vm=%s error=%s", id, kelpie_error_message(why));
+    if (kelpie_is_ok(klp_vm_abandon(&within, factory, id, &why)))
+        return true;
+    klp_log(op->env, KLP_LOG_WARN, "vm.sweep", "vm=%s error=%s", id, kelpie_error_message(why));
+    return false;
 }
 
 static kelpie_outcome scan_run(const struct kelpie_op *op, struct kelpie_vm_factory *factory,
@@ -193,7 +195,7 @@ static kelpie_outcome scan_run(const struct kelpie_op *op, struct kelpie_vm_fact
         if (!there)
             KLP_REQUIRE(klp_dir_remove_tree(factory->vms_dir, scan->ids[i], err));
         else if (is_condemned(factory, scan->ids[i]))
-            condemned_end(op, factory, scan->ids[i]);
+            KLP_IGNORE(condemned_end(op, factory, scan->ids[i]));
         else if (!each(arg, scan->ids[i]))
             break;
     }
@@ -204,10 +206,12 @@ static kelpie_outcome sweep_run(const struct kelpie_op *op, struct kelpie_vm_fac
                                 struct scan *scan, struct kelpie_error **err)
 {
     KLP_REQUIRE(klp_dir_list(factory->vms_dir, id_take, scan, err));
+    size_t left = 0;
     for (size_t i = 0; i < scan->count; i++)
-        if (is_condemned(factory, scan->ids[i]))
-            condemned_end(op, factory, scan->ids[i]);
-    return KLP_OK;
+        if (is_condemned(factory, scan->ids[i]) && !condemned_end(op, factory, scan->ids[i]))
+            left++;
+    return left == 0 ? KLP_OK
+                     : klp_fail(err, KELPIE_E_BUSY, "%zu VMs that were given up may live on", left);
 }
 
 static kelpie_outcome with_ids(const struct kelpie_op *op, struct kelpie_vm_factory *factory,

@@ -128,7 +128,8 @@ KELPIE_MUST_USE kelpie_outcome klp_vm_abandon(const struct kelpie_op *op,
                                               struct kelpie_vm_factory *factory, const char *id,
                                               struct kelpie_error **err);
 
-/* Ends what was to be destroyed and did not say that it ended: a keeper that stood still then. */
+/* Ends what was to be destroyed or abandoned and did not say that it ended: a keeper that stood
+ * still then. BUSY: one still does, and its guest may run. */
 KELPIE_MUST_USE kelpie_outcome klp_vm_sweep(const struct kelpie_op *op,
                                             struct kelpie_vm_factory *factory,
                                             struct kelpie_error **err);
