@@ -283,6 +283,23 @@ kelpie_outcome fork_run(const struct kelpie_op *op, struct operation *operation,
 
 /* ---- restore A --claim: the agent of a dead node, by an operator's word */
 
+/* A registry that does not answer says nothing of a node: only one that it does not know is gone.
+ */
+static kelpie_outcome owner_get(const struct kelpie_op *op, const struct klp_node *node,
+                                const char *name, struct klp_node_record *out, bool *out_known,
+                                struct kelpie_error **err)
+{
+    struct kelpie_error *error = NULL;
+    kelpie_outcome outcome = klp_registry_node_get(op, node->host.registry, name, out, &error);
+    *out_known = kelpie_is_ok(outcome);
+    if (kelpie_error_code(error) == KELPIE_E_NOT_FOUND) {
+        klp_error_clear(&error);
+        return KLP_OK;
+    }
+    klp_error_move(err, &error);
+    return outcome;
+}
+
 static kelpie_outcome owner_is_dead(const struct kelpie_op *op, struct klp_node *node,
                                     const struct klp_agent_record *record,
                                     struct kelpie_error **err)
@@ -290,7 +307,9 @@ static kelpie_outcome owner_is_dead(const struct kelpie_op *op, struct klp_node 
     struct klp_node_record before, after;
     uint64_t ttl_ms = record->lease_ttl_ms;
     klp_op_phase(op, "lease");
-    if (!kelpie_is_ok(klp_registry_node_get(op, node->host.registry, record->owner, &before, NULL)))
+    bool known, still_known;
+    KLP_TRY(owner_get(op, node, record->owner, &before, &known, err));
+    if (!known)
         return KLP_OK;
     struct klp_agent_record later;
     uint64_t until = klp_boot_ns(op->env) + (ttl_ms + ttl_ms / 3) * KLP_MS;
@@ -299,8 +318,8 @@ static kelpie_outcome owner_is_dead(const struct kelpie_op *op, struct klp_node 
     KLP_TRY(klp_registry_get(op, node->host.registry, record->id, &later, err));
     bool same = later.beat == record->beat && later.revision == record->revision;
     klp_agent_record_finish(&later);
-    if (kelpie_is_ok(klp_registry_node_get(op, node->host.registry, record->owner, &after, NULL)))
-        same = same && after.beat == before.beat;
+    KLP_TRY(owner_get(op, node, record->owner, &after, &still_known, err));
+    same = same && (!still_known || after.beat == before.beat);
     if (same)
         return KLP_OK;
     return klp_fail(err, KELPIE_E_STATE, "node '%s' that owns '%s' is alive", record->owner,
