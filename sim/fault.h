@@ -63,10 +63,16 @@
     X(DISK_FULL, "DiskFull", 2000, false)
 
 /* objects: store.c */
-#define SIM_FAULTS_STORE(X)
+#define SIM_FAULTS_STORE(X)                                                                        \
+    X(TELEPORT_UPLOAD_FAIL, "TeleportUploadFail", 60, true)                                        \
+    X(TELEPORT_DOWNLOAD_FAIL, "TeleportDownloadFail", 120, true)                                   \
+    X(STORE_ANSWER_LOST, "StoreAnswerLost", 60, true)                                              \
+    X(STORE_SLOW, "StoreSlow", 200, false)
 
 /* hypervisor and guest: hypervisor.c, spoil.c; what is read of a snapshot: file.c */
 #define SIM_FAULTS_VM(X)                                                                           \
+    X(TELEPORT_ARCH_MISMATCH, "TeleportArchMismatch", 30, true)                                    \
+    X(TELEPORT_IMAGE_MISMATCH, "TeleportImageMismatch", 30, true)                                  \
     X(VM_CREATE_FAIL, "VmCreateFail", 30, true)                                                    \
     X(VM_STOP_FAIL, "VmStopFail", 40, true)                                                        \
     X(VM_CONT_FAIL, "VmContFail", 40, true)                                                        \

@@ -94,6 +94,7 @@ static kelpie_outcome host_wire(const struct kelpie_op *op, struct host *host,
     KLP_REQUIRE(klp_dir_open(host->env, path, true, &host->state_dir, err));
     KLP_REQUIRE(klp_dir_open_at(host->state_dir, "vms", true, &host->vms_dir, err));
     KLP_REQUIRE(klp_store_local_create(host->env, "/shared/store", &host->store, err));
+    sim_store_spoil(host->store);
     host->registry = sim_registry_create(host->env, host->rows);
     host->factory =
         sim_factory_create(host->env, host->vms_dir, &sim_world->plan.node[host->index].facts);

@@ -265,6 +265,9 @@ extern const struct klp_chan_ops sim_chan_ops;
 /* Every process there dies, and what was not synced is lost or torn; then they boot. */
 void sim_hosts_die(uint32_t hosts);
 
+/* ---- store.c: from now on it is somewhere else. */
+void sim_store_spoil(struct klp_store *store);
+
 /* ---- file.c */
 struct sim_inode *sim_root_create(void);
 void sim_inode_put(struct sim_inode *inode);

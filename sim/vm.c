@@ -74,12 +74,23 @@ bool sim_facts_fit(const struct sim_facts *facts, const struct klp_machine *mach
     return same_release && known && (needed & ~facts->cpu) == 0 && machine->arch == facts->arch;
 }
 
+/* A destination that was set up anew between two questions: it runs other machines, or has another
+ * build of the image. */
+SIM_FAULT_SITE(TELEPORT_ARCH_MISMATCH)
+SIM_FAULT_SITE(TELEPORT_IMAGE_MISMATCH)
+
 static bool machine_accept(struct kelpie_vm_factory *factory, const struct klp_machine *machine,
                            struct kelpie_error **err)
 {
     struct kelpie_error *faults = NULL;
     KLP_IGNORE(klp_refuse(&faults, KELPIE_E_INCOMPATIBLE, "this simulated backend cannot run it"));
-    if (sim_facts_fit(facts_of(factory), machine, &faults)) {
+    uint32_t node = sim_env_from(factory->env)->node;
+    bool fits = sim_facts_fit(facts_of(factory), machine, &faults);
+    if (fault_TELEPORT_ARCH_MISMATCH(node) || fault_TELEPORT_IMAGE_MISMATCH(node)) {
+        klp_error_reason_add(&faults, "node: it is not what it was when it was asked last");
+        fits = false;
+    }
+    if (fits) {
         klp_error_clear(&faults);
         return true;
     }
