@@ -41,9 +41,18 @@ static bool is_listed(const struct sim_fault_choice *choice, enum sim_fault_kind
     return false;
 }
 
+/* Of its name, not of its number: a row more moves no decision about another kind. */
+static uint64_t name_key(enum sim_fault_kind kind)
+{
+    uint64_t key = FIRE_TAG;
+    for (const char *at = rows[kind].name; *at != 0; at++)
+        key = sim_mix(key, (uint8_t)*at, 0);
+    return key;
+}
+
 static uint64_t key_of(enum sim_fault_kind kind, uint32_t node)
 {
-    return sim_mix(FIRE_TAG, kind, node);
+    return sim_mix(sim_world->fault.key[kind], node, 0);
 }
 
 static bool is_chosen(const struct sim_faults *faults, enum sim_fault_kind kind, uint32_t node,
@@ -101,7 +110,8 @@ void sim_faults_plan(uint64_t seed, struct sim_faults *out)
                     ? 0
                     : 1 + (unsigned)(sim_mix(seed, SWARM_TAG, 1) % MOST_MAX);
     for (unsigned kind = 0; kind < SIM_FAULT_COUNT; kind++) {
-        uint64_t draw = sim_mix(seed, SWARM_TAG, 2 + kind);
+        out->key[kind] = name_key((enum sim_fault_kind)kind);
+        uint64_t draw = sim_mix(seed, SWARM_TAG, out->key[kind]);
         bool off = (draw & 1) != 0;
         uint32_t strength = 1u << (draw >> 1) % 5; /* a quarter to four times */
         out->threshold[kind] = off ? 0 : (uint32_t)(((uint64_t)strength << 22) / rows[kind].visits);

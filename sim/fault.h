@@ -146,6 +146,7 @@ struct sim_faults {
     bool on;                             /* the run is in the phase in which things go wrong */
     unsigned most;                       /* by SWARM */
     uint32_t threshold[SIM_FAULT_COUNT]; /* of 2^24, by SWARM */
+    uint64_t key[SIM_FAULT_COUNT];       /* of its name */
     uint64_t visits[SIM_FAULT_COUNT][SIM_FAULT_NODES];
     uint64_t points;
     struct sim_fault fired[SIM_FAULTS_MAX];

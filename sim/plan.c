@@ -62,7 +62,7 @@ void sim_plan_make(uint64_t seed, struct sim_plan *out)
         out->node[i].restart_ms = restart_ms(seed, i, out->lease_ttl_ms);
     }
     for (uint32_t i = 0; i < out->agents; i++)
-        out->steps[i] = 1 + (uint32_t)draw(seed, 0x400 + i, STEPS_MAX) + (out->agents == 1 ? 2 : 0);
+        out->steps[i] = 1 + (uint32_t)draw(seed, 0x400 + i, STEPS_MAX) + (out->agents == 1 ? 3 : 1);
 }
 
 static size_t nodes_text(const struct sim_plan *plan, char *out, size_t capacity)
