@@ -424,8 +424,10 @@ kelpie_outcome klp_node_agent_pause(const struct kelpie_op *op, struct klp_node 
     if (agent->record.state != KLP_AGENT_RUNNING || agent->life == NULL)
         return state_refused(agent, "pause", err);
     struct kelpie_vm *vm = agent->life->vm;
-    KLP_TRY(klp_workload_freeze(op, vm, err));
-    kelpie_outcome outcome = kelpie_vm_pause(op, vm, err);
+    /* A freeze that failed may have been done: its answer was lost, or was none. */
+    kelpie_outcome outcome = klp_workload_freeze(op, vm, err);
+    if (kelpie_is_ok(outcome))
+        outcome = kelpie_vm_pause(op, vm, err);
     if (kelpie_is_ok(outcome))
         outcome = state_set(op, agent, KLP_AGENT_PAUSED, "", err);
     if (!kelpie_is_ok(outcome)) {
