@@ -250,6 +250,8 @@ kelpie_outcome agent_take(const struct kelpie_op *op, struct klp_node *node, con
             continue;
         }
         if (kelpie_is_ok(outcome)) {
+            if (agent->identity.image[0] == 0) /* its files could not be read at the start */
+                KLP_IGNORE(agent_know(op, agent, NULL));
             outcome = intent_close(op, agent, err);
             if (kelpie_is_ok(outcome))
                 *out = agent;
