@@ -18,7 +18,7 @@ kelpie_outcome base_get(const struct kelpie_op *op, struct klp_host *host,
     KLP_LOCKED (node->mutex) {
         for (size_t i = 0; i < NODE_BASES_MAX; i++) {
             struct base *base = &node->bases[i];
-            if (base->layer != NULL && klp_digest_equal(&base->digest, digest)) {
+            if (found == NULL && base->layer != NULL && klp_digest_equal(&base->digest, digest)) {
                 base->used = ++node->base_clock;
                 found = klp_layer_share(base->layer);
             }
@@ -44,6 +44,9 @@ void base_keep(struct klp_node *node, const struct klp_digest *digest, struct kl
         struct base *oldest = &node->bases[0];
         for (size_t i = 1; i < NODE_BASES_MAX; i++)
             if (node->bases[i].used < oldest->used)
+                oldest = &node->bases[i];
+        for (size_t i = 0; i < NODE_BASES_MAX; i++) /* two that missed it at once: one stays */
+            if (node->bases[i].layer != NULL && klp_digest_equal(&node->bases[i].digest, digest))
                 oldest = &node->bases[i];
         evicted = oldest->layer;
         *oldest = (struct base){*digest, klp_layer_share(layer), ++node->base_clock};
