@@ -4,6 +4,7 @@
  * here does. */
 #include <inttypes.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "sim.h"
 
@@ -110,7 +111,16 @@ static bool canonical_sweep(struct sweep *sweep, const struct canonical *canonic
     return clean;
 }
 
-enum sim_verdict sim_exhaustive(uint64_t seed, bool singles_only, uint64_t *out_hash)
+bool sim_plan_is_canonical(const char *name)
+{
+    for (unsigned i = 0; i < KLP_COUNT(canonicals); i++)
+        if (strcmp(canonicals[i].name, name) == 0)
+            return true;
+    return false;
+}
+
+enum sim_verdict sim_exhaustive(uint64_t seed, const char *plan, bool singles_only,
+                                uint64_t *out_hash)
 {
     struct sweep sweep = {.seed = seed,
                           .order = {.scenario = sim_scenario_teleport,
@@ -121,6 +131,8 @@ enum sim_verdict sim_exhaustive(uint64_t seed, bool singles_only, uint64_t *out_
     uint64_t total = 0;
     KLP_ASSERT(sweep.result != NULL);
     for (unsigned i = 0; i < KLP_COUNT(canonicals); i++) {
+        if (plan != NULL && strcmp(plan, canonicals[i].name) != 0)
+            continue;
         bool clean = canonical_sweep(&sweep, &canonicals[i], singles_only);
         total += sweep.runs;
         if (!clean && verdict == SIM_PASS)

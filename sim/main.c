@@ -17,7 +17,7 @@
 struct options {
     uint64_t seed, count;
     bool many, store_only, shrink, first, mutants, exhaustive, singles;
-    const char *trace, *mutant;
+    const char *trace, *mutant, *plan;
 };
 
 static bool wrong(const char *format, const char *text)
@@ -60,6 +60,8 @@ static bool value_take(const char *name, const char *value, struct options *out)
                wrong("--fibers '%s' is none of this build's: asm, ucontext, thread", value);
     if (strcmp(name, "--trace") == 0)
         out->trace = value;
+    else if (strcmp(name, "--plan") == 0)
+        out->plan = value;
     else
         out->mutant = value;
     return true;
@@ -82,7 +84,8 @@ static bool *flag_of(const char *name, struct options *out)
 static bool takes_value(const char *name)
 {
     return strcmp(name, "--seeds") == 0 || strcmp(name, "--trace") == 0 ||
-           strcmp(name, "--fibers") == 0 || strcmp(name, "--mutant") == 0;
+           strcmp(name, "--fibers") == 0 || strcmp(name, "--mutant") == 0 ||
+           strcmp(name, "--plan") == 0;
 }
 
 static bool options_parse(int argc, char **argv, struct options *out)
@@ -179,7 +182,12 @@ static int seeds_run(const struct options *options, FILE *trace)
 static int sweep_run(const struct options *options)
 {
     uint64_t hash;
-    enum sim_verdict verdict = sim_exhaustive(options->seed, options->singles, &hash);
+    if (options->plan != NULL && !sim_plan_is_canonical(options->plan)) {
+        wrong("--plan '%s' is none of --exhaustive's", options->plan);
+        return WRONG_USE;
+    }
+    enum sim_verdict verdict =
+        sim_exhaustive(options->seed, options->plan, options->singles, &hash);
     last_line(options->seed, hash, verdict);
     return sim_verdict_status(verdict);
 }

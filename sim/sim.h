@@ -228,7 +228,9 @@ void sim_run(uint64_t seed, const struct sim_order *order, struct sim_result *ou
 void sim_shrink(uint64_t seed, const struct sim_order *order, const struct sim_result *failed);
 /* Every single fault and every pair of them (or singles only) in each canonical plan; a line each
  * on stdout. A plan's first failure ends it, shrunk. The first verdict, or PASS. */
-enum sim_verdict sim_exhaustive(uint64_t seed, bool singles_only, uint64_t *out_hash);
+enum sim_verdict sim_exhaustive(uint64_t seed, const char *plan, bool singles_only,
+                                uint64_t *out_hash); /* plan NULL = all */
+bool sim_plan_is_canonical(const char *name);
 struct sim_diagram *sim_diagram_create(void);
 void sim_diagram_note(struct sim_diagram *diagram, const char *kind, const char *text);
 void sim_diagram_print(const struct sim_diagram *diagram, FILE *out);
