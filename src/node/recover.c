@@ -166,17 +166,35 @@ static kelpie_outcome record_read(const struct kelpie_op *op, struct klp_node *n
     return outcome;
 }
 
+/* Ours, and running or paused. */
+static kelpie_outcome record_hold(const struct kelpie_op *op, struct node_agent *agent,
+                                  struct kelpie_error **err)
+{
+    struct klp_agent_record next = agent->record;
+    if (next.state == KLP_AGENT_MOVING) {
+        next.state = KLP_AGENT_RUNNING;
+        next.epoch++;
+        next.move_id[0] = next.destination[0] = 0;
+    }
+    return record_set(op, agent, &next, err);
+}
+
+/* What the former daemon asked for and got no answer to may still come: the record is changed
+ * before anything rests on it, so that it finds its revision used up. One that came just before is
+ * dealt with as it says. */
 static kelpie_outcome adopt_lease(const struct kelpie_op *op, struct klp_node *node,
                                   struct node_agent *agent, uint64_t *out_sent_ns,
                                   struct kelpie_error **err)
 {
-    if (agent->record.state == KLP_AGENT_MOVING) {
-        struct klp_agent_record next = agent->record;
-        next.state = KLP_AGENT_RUNNING;
-        next.epoch++;
-        next.move_id[0] = next.destination[0] = 0;
-        KLP_TRY(record_set(op, agent, &next, err));
+    struct kelpie_error *error = NULL;
+    kelpie_outcome outcome = record_hold(op, agent, &error);
+    if (kelpie_error_code(error) == KELPIE_E_CONFLICT &&
+        (agent->record.state == KLP_AGENT_MOVING || record_needs_vm(&agent->record))) {
+        klp_error_clear(&error);
+        outcome = record_hold(op, agent, &error);
     }
+    klp_error_move(err, &error);
+    KLP_TRY(outcome);
     *out_sent_ns = klp_boot_ns(op->env);
     return klp_registry_renew(op, node->host.registry, agent->id, node->name, agent->record.epoch,
                               err);
