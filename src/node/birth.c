@@ -326,6 +326,22 @@ static kelpie_outcome owner_is_dead(const struct kelpie_op *op, struct klp_node 
                     record->name);
 }
 
+/* A renewal that came just before the claim lets the owner's guest run on for as long as its lease;
+ * after the claim there can be none. */
+static kelpie_outcome claim_settle(const struct kelpie_op *op, struct klp_node *node,
+                                   const char *id, uint64_t beat, uint64_t lease_ttl_ms,
+                                   struct kelpie_error **err)
+{
+    struct klp_agent_record record;
+    if (kelpie_is_ok(klp_registry_get(op, node->host.registry, id, &record, NULL))) {
+        bool is_quiet = record.beat == beat;
+        klp_agent_record_finish(&record);
+        if (is_quiet)
+            return KLP_OK;
+    }
+    return klp_sleep_until(op, klp_boot_ns(op->env) + lease_ttl_ms * KLP_MS, err);
+}
+
 static kelpie_outcome claim_run(const struct kelpie_op *op, struct operation *operation,
                                 struct kelpie_error **err)
 {
@@ -348,7 +364,10 @@ static kelpie_outcome claim_run(const struct kelpie_op *op, struct operation *op
         next.move_id[0] = next.destination[0] = 0;
         klp_format(next.reason, sizeof(next.reason), "claimed from node '%s'", record.owner);
         klp_op_phase(op, "claim");
+        uint64_t beat = record.beat, ttl_ms = record.lease_ttl_ms;
         outcome = klp_record_change(op, node->host.registry, &record, &next, err);
+        if (kelpie_is_ok(outcome))
+            outcome = claim_settle(op, node, record.id, beat, ttl_ms, err);
     }
     klp_agent_record_finish(&record);
     KLP_TRY(outcome);

@@ -267,6 +267,7 @@ static kelpie_outcome accept_alone(const struct kelpie_op *op, struct klp_node *
                 kelpie_error_message(error));
     klp_error_clear(&error);
     klp_manifest_finish(&manifest);
+    KLP_IGNORE(klp_dir_remove(node->notes_dir, agent->id, NULL)); /* of the move it left by */
     life_begin(agent, vm);
     event_post(node, "teleport.arrived", agent->name, "from node '%s' at epoch %llu",
                request->source, (unsigned long long)record.epoch);

@@ -318,8 +318,8 @@ static void vm_recover(struct scan *scan, const char *vm_id)
         return;
     }
     bool has_note = note_get(node, agent_id, &note);
-    if (has_note && record.state == KLP_AGENT_RUNNING && record.epoch > note.epoch &&
-        strcmp(record.owner, node->name) == 0) { /* of a move that is over: it runs here since */
+    if (has_note && record.state != KLP_AGENT_MOVING && record.epoch > note.epoch &&
+        strcmp(record.owner, node->name) == 0) { /* of a move that is over: it is here since */
         KLP_IGNORE(klp_dir_remove(node->notes_dir, agent_id, NULL));
         has_note = false;
     }
